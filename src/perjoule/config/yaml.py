@@ -1,0 +1,113 @@
+"""A strict YAML reader: no duplicate keys, ``1e-3`` is a number, only ``true`` and ``false`` are booleans.
+
+YAML 1.1 reads ``no`` as false, ``1e-3`` as text, ``010`` as eight and ``1:30`` as ninety; and the last of two equal
+keys wins. A recipe must mean what it looks like, so scalars are resolved here by four plain rules and everything else
+is text. Each value's line is kept for error messages.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from perjoule.core.errors import ConfigError
+
+_INTEGER = re.compile(r"[-+]?\d+(_\d+)*")
+_FLOAT = re.compile(r"[-+]?(\d+(_\d+)*)?\.?\d+([eE][-+]?\d+)?|[-+]?\d+\.([eE][-+]?\d+)?")
+_CONSTANTS: dict[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed document and where its values stand.
+
+    Args:
+        data: mappings, lists and scalars.
+        lines: dotted key -> line number, from 1.
+    """
+
+    data: Any
+    lines: dict[str, int]
+
+
+def load(text: str, name: str) -> Document:
+    """Parse one YAML document.
+
+    Args:
+        text: the document.
+        name: the file name for messages.
+
+    Raises:
+        ConfigError: if it is not YAML, repeats a key, or uses a key that is not text.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{name}:{line}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not valid YAML: {error}") from error
+    lines: dict[str, int] = {}
+    return Document(None if node is None else _convert(node, "", name, lines, ()), lines)
+
+
+def load_value(text: str) -> Any:
+    """Parse the right side of ``key=value``: a scalar, ``[a, b]`` or ``{a: 1}``."""
+    return load(text, "the command line").data
+
+
+def _convert(node: yaml.Node, path: str, name: str, lines: dict[str, int], above: tuple[int, ...]) -> Any:
+    """Turn a node into plain data and note its line."""
+    line = node.start_mark.line + 1
+    lines[path] = line
+    if id(node) in above:
+        raise ConfigError(f"{name}:{line}: an anchor contains itself")
+    above = (*above, id(node))
+    if isinstance(node, yaml.ScalarNode):
+        return node.value if node.style is not None else scalar(node.value)
+    if isinstance(node, yaml.SequenceNode):
+        return [_convert(item, f"{path}[{i}]", name, lines, above) for i, item in enumerate(node.value)]
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key, key_line = key_node.value, key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f"{name}:{key_line}: a key must be a name, not a list or a mapping")
+        if key in result:
+            first = lines[f"{path}.{key}" if path else key]
+            raise ConfigError(f"{name}:{key_line}: the key {key!r} stands already in line {first}")
+        result[key] = _convert(value_node, f"{path}.{key}" if path else key, name, lines, above)
+    return result
+
+
+def scalar(text: str) -> Any:
+    """Return the value of an unquoted scalar: null, true, false, an integer, a float, or else the text."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def dump(data: Any) -> str:
+    """Write plain data as YAML that :func:`load` reads back to equal data."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that :func:`scalar` would read as something else."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = None if isinstance(scalar(text), str) else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+
+
+_Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(float, _represent_float)

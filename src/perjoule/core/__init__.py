@@ -1,0 +1,1 @@
+"""Things with no opinion: errors, shelves, phases, units, seeds. Imports nothing of ours, never torch."""

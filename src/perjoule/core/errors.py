@@ -1,0 +1,87 @@
+"""Every error perjoule raises on purpose.
+
+::
+
+    PerjouleError (1)            one clear line: what, where, what would be accepted
+    ├── ConfigError (2)          change the recipe or the override
+    │   └── UnknownComponent     pick a name that exists on the shelf
+    ├── MissingExtra (3)         install the named extra
+    ├── MeterUnavailable (4)     give access to the device, or train without this meter
+    ├── RunFolderError (5)       choose or repair a run folder
+    ├── DataError (6)            change or repair the data
+    ├── CheckpointError (7)      choose another checkpoint
+    └── TrainingDiverged (8)     change the learning rate, the precision or the data
+
+The number is the exit code of the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PerjouleError(Exception):
+    """Root of all deliberate errors; the command line prints its message without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(PerjouleError):
+    """A recipe, an override or an argument cannot be accepted."""
+
+    exit_code = 2
+
+
+class UnknownComponent(ConfigError):
+    """A name is not on its shelf."""
+
+
+class MissingExtra(PerjouleError):
+    """An optional dependency is needed; the message says which extra installs it."""
+
+    exit_code = 3
+
+
+class MeterUnavailable(PerjouleError):
+    """A meter was asked for and cannot be read."""
+
+    exit_code = 4
+
+
+class RunFolderError(PerjouleError):
+    """A run folder exists already, is not one, or cannot be written."""
+
+    exit_code = 5
+
+
+class DataError(PerjouleError):
+    """The data is missing, empty, unreadable or unfit for the recipe."""
+
+    exit_code = 6
+
+
+class CheckpointError(PerjouleError):
+    """A checkpoint is missing, damaged, or of another configuration."""
+
+    exit_code = 7
+
+
+class TrainingDiverged(PerjouleError):
+    """The loss or the gradient is no longer finite."""
+
+    exit_code = 8
+
+
+def nearest(name: str, accepted: Iterable[str]) -> str | None:
+    """Return the accepted name that is most like ``name``, or None if none is alike."""
+    matches = difflib.get_close_matches(name.lower(), list(accepted), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def suggestion(name: str, accepted: Iterable[str]) -> str:
+    """Return "did you mean 'x'? Accepted: …", or only the accepted names if none is alike."""
+    names = sorted(accepted)
+    listing = f"accepted: {', '.join(names)}" if names else "nothing is accepted here"
+    near = nearest(name, names)
+    return f"did you mean {near!r}? ({listing})" if near else listing

@@ -1,0 +1,64 @@
+"""Shelves: lazy tables ``name -> "module:ConfigClass"``.
+
+Only the chosen entry is imported, so that listing a shelf costs nothing and never imports torch. The one line that
+describes an entry is the first line of its module's docstring, read from the source without running it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from perjoule.core.errors import UnknownComponent, suggestion
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A named table of components.
+
+    Args:
+        name: the shelf's plural noun, also the folder (``models``).
+        entries: ``kind -> "module:ConfigClass"``.
+
+    Third parties add entries through the entry-point group ``perjoule.<name>`` of the same shape.
+    """
+
+    name: str
+    entries: Mapping[str, str]
+
+    @property
+    def table(self) -> dict[str, str]:
+        """Return our entries and those that installed packages add; ours win on a clash."""
+        added = {point.name: point.value for point in entry_points(group=f"perjoule.{self.name}")}
+        return {**added, **self.entries}
+
+    def names(self) -> list[str]:
+        """Return every kind on the shelf, sorted."""
+        return sorted(self.table)
+
+    def load(self, kind: str) -> type:
+        """Import and return the config class of ``kind``.
+
+        Raises:
+            UnknownComponent: if ``kind`` is not on the shelf.
+        """
+        target = self.table.get(kind)
+        if target is None:
+            raise UnknownComponent(f"unknown {self.name} kind {kind!r}: {suggestion(kind, self.table)}")
+        module, _, attribute = target.partition(":")
+        loaded: type = getattr(importlib.import_module(module), attribute)
+        return loaded
+
+    def describe(self, kind: str) -> str:
+        """Return the first line of the docstring of the entry's module, without importing it."""
+        module = self.table[kind].partition(":")[0]
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            return "(source not found)"
+        docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+        return (docstring or "(no description)").splitlines()[0]

@@ -1,0 +1,15 @@
+"""Data: one file per data set in ``data/sets``, and the text pipeline in the order a document passes through it.
+
+To add a set: write ``data/sets/<kind>.py`` with a docstring whose first line describes it and a ``Config`` with
+``build(seed) -> DataSet``, and add its line below. See docs/add_a_data_set.md.
+"""
+
+from perjoule.core.registry import Shelf
+
+SHELF = Shelf(
+    "data",
+    {
+        "stdlib": "perjoule.data.sets.stdlib:StdlibConfig",
+        "text": "perjoule.data.sets.text:TextFilesConfig",
+    },
+)

@@ -1,0 +1,214 @@
+"""A run folder while it is being written: create it, lock it, append to it, end it.
+
+::
+
+    runs/<id>/
+      manifest.json            schema, status, model, data, one entry per segment (host, versions, window, …)
+      config.yaml              the resolved configuration, ready to be trained again
+      resolved.json            every value of it with its source: default, preset, file or command line
+      events/0000-rank0.bin    the journal of segment 0, rank 0 (runs.journal)
+      metrics.jsonl            one line per step, evaluation and checkpoint, in the order they happened
+      checkpoints/00000200/    weights, optimizer, position, random states, checksums
+      train.log                what was printed, with times
+      report.html report.md    written by `perjoule report`
+
+A *segment* is one uninterrupted stretch of training: a run that is resumed twice has three. While a segment is being
+written its process holds a lock on ``lock`` that the kernel drops when the process dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from perjoule.core.errors import RunFolderError
+from perjoule.runs.files import read_json, write_atomically, write_json
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+RESOLVED = "resolved.json"
+METRICS = "metrics.jsonl"
+LOG = "train.log"
+EVENTS = "events"
+CHECKPOINTS = "checkpoints"
+LOCK = "lock"
+RUNNING, FINISHED, STOPPED, FAILED, INTERRUPTED = "running", "finished", "stopped", "failed", "interrupted"
+"""``finished`` reached its goal; ``stopped`` was asked to end early; ``interrupted`` is read, never written."""
+
+
+def new_run_id(stem: str) -> str:
+    """Return a readable, unique name: ``default-20261124-061530-3fa2``."""
+    return f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def event_path(run: Path, segment: int, rank: int) -> Path:
+    """Return the journal of one segment and rank."""
+    return run / EVENTS / f"{segment:04d}-rank{rank}.bin"
+
+
+def is_live(run: Path) -> bool:
+    """Return whether a process is writing this run now."""
+    try:
+        descriptor = os.open(run / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """Read the manifest of a run folder.
+
+    Raises:
+        RunFolderError: if the folder is missing, is no run folder, or was written by a newer perjoule.
+    """
+    if not run.is_dir():
+        raise RunFolderError(f"no run folder {run}")
+    if not (run / MANIFEST).is_file():
+        raise RunFolderError(f"{run} is not a run folder: it has no {MANIFEST}")
+    manifest: dict[str, Any] = read_json(run / MANIFEST)
+    schema = manifest.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA_VERSION:
+        raise RunFolderError(
+            f"{run / MANIFEST} has schema {schema!r}; this perjoule reads 1 to {SCHEMA_VERSION}: upgrade perjoule"
+        )
+    return manifest
+
+
+class RunFolder:
+    """The one writer of a run folder. Use :meth:`create` or :meth:`reopen`, and :meth:`close` at the end."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.checkpoints = path / CHECKPOINTS
+        self._lock = _take_lock(path)
+        try:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            self._metrics = os.open(path / METRICS, flags, 0o644)
+        except OSError as error:
+            os.close(self._lock)
+            raise RunFolderError(f"cannot write {path / METRICS}: {error.strerror}") from error
+
+    @classmethod
+    def create(cls, path: Path, config_yaml: str, resolved: dict[str, Any], facts: dict[str, Any]) -> RunFolder:
+        """Make a new run folder with its manifest and configuration.
+
+        Args:
+            path: the folder, which must not exist.
+            config_yaml: the resolved configuration as YAML.
+            resolved: ``{dotted key: {"value": …, "source": …}}``.
+            facts: what the manifest says of model, data and configuration.
+
+        Raises:
+            RunFolderError: if the folder exists or cannot be written.
+        """
+        try:
+            path.mkdir(parents=True)
+            (path / EVENTS).mkdir()
+            (path / CHECKPOINTS).mkdir()
+        except FileExistsError as error:
+            raise RunFolderError(
+                f"the run folder {path} exists already: continue it with `perjoule train --resume {path}`, "
+                "or choose another with name=… or runs=…"
+            ) from error
+        except OSError as error:
+            raise RunFolderError(f"cannot create the run folder {path}: {error.strerror}") from error
+        created = datetime.now(UTC).isoformat(timespec="milliseconds")
+        manifest = {"schema": SCHEMA_VERSION, "id": path.name, "created": created, "status": RUNNING}
+        manifest |= {"reason": None, **facts, "segments": []}
+        write_atomically(path / CONFIG, config_yaml)
+        write_json(path / RESOLVED, resolved)
+        write_json(path / MANIFEST, manifest)
+        return cls(path, manifest)
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Open an existing run folder to add a segment.
+
+        Raises:
+            RunFolderError: if it is no run folder, or another process is writing it.
+        """
+        return cls(path, read_manifest(path))
+
+    @property
+    def segment(self) -> int:
+        """Return the number of the current segment."""
+        return len(self.manifest["segments"]) - 1
+
+    def begin_segment(self, facts: dict[str, Any]) -> int:
+        """Add a segment to the manifest and return its number."""
+        started = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.manifest["segments"].append({"started": started, "status": RUNNING, **facts})
+        self.manifest |= {"status": RUNNING, "reason": None}
+        write_json(self.path / MANIFEST, self.manifest)
+        return self.segment
+
+    def update_segment(self, **facts: Any) -> None:
+        """Merge facts into the current segment's entry."""
+        self.manifest["segments"][-1] |= facts
+        write_json(self.path / MANIFEST, self.manifest)
+
+    def event_path(self, rank: int) -> Path:
+        """Return the journal of the current segment."""
+        return event_path(self.path, self.segment, rank)
+
+    def append(self, line: str) -> None:
+        """Append one line (a JSON object without its newline) to ``metrics.jsonl`` in one system call.
+
+        Raises:
+            RunFolderError: if the disk is full.
+        """
+        data = f"{line}\n".encode()
+        try:
+            written = os.write(self._metrics, data)
+        except OSError as error:
+            raise RunFolderError(f"cannot write {self.path / METRICS}: {error.strerror}") from error
+        if written != len(data):
+            raise RunFolderError(f"cannot write {self.path / METRICS}: the disk is full")
+
+    def append_event(self, kind: str, **facts: Any) -> None:
+        """Append a record that is not a training step: an evaluation, a checkpoint, a note."""
+        self.append(json.dumps({"kind": kind, "segment": self.segment, **facts}, allow_nan=False))
+
+    def end(self, status: str, reason: str, **facts: Any) -> None:
+        """Write how the segment and the run ended."""
+        ended = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.manifest |= {"status": status, "reason": reason}
+        self.update_segment(status=status, reason=reason, ended=ended, **facts)
+
+    def close(self) -> None:
+        """Close the files and release the lock."""
+        for name in ("_metrics", "_lock"):
+            descriptor = getattr(self, name)
+            if descriptor >= 0:
+                os.close(descriptor)
+                setattr(self, name, -1)
+
+
+def _take_lock(path: Path) -> int:
+    """Take the folder's lock or say who holds it."""
+    try:
+        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path / LOCK}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(descriptor, 32).decode() or "unknown"
+        os.close(descriptor)
+        raise RunFolderError(f"{path} is being written by process {holder}; wait for it or stop it") from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor
