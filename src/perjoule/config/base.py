@@ -7,9 +7,10 @@ import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationInfo, field_validator
-from pydantic_core import CoreSchema, core_schema
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationInfo, field_validator, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from perjoule.core.errors import suggestion
 from perjoule.core.registry import Shelf
 
 
@@ -24,29 +25,54 @@ class Config(BaseModel):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, data: Any) -> Any:
+        """Put the preset's values below those given, for a config made in Python as for one read from a recipe."""
+        if not cls.PRESETS or "preset" not in cls.model_fields:
+            return data
+        if isinstance(data, str):
+            data = {"preset": data}
+        name = data.get("preset") if isinstance(data, dict) else None
+        if name is None:
+            return data
+        if name not in cls.PRESETS:
+            raise ValueError(f"unknown preset {name!r}: {suggestion(str(name), cls.PRESETS)}")
+        return {**cls.PRESETS[name], **data}
+
     @field_validator("*", mode="before")
     @classmethod
     def _reject_lookalikes(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse ``"5"`` and ``true`` where a number is meant, which pydantic would convert."""
-        accepted = _plain_types(cls.model_fields[str(info.field_name)].annotation)
-        numeric = accepted & {int, float}
-        if numeric and isinstance(value, bool) and bool not in accepted:
-            raise ValueError(f"must be a number, not {str(value).lower()}")
-        if numeric and isinstance(value, str) and str not in accepted:
-            raise ValueError("must be a number, not text")
+        """Refuse what pydantic would convert: ``"5"`` and ``true`` to a number, ``"yes"`` and ``1`` to a boolean."""
+        types_, words = _accepted(cls.model_fields[str(info.field_name)].annotation)
+        numbers, booleans = bool(types_ & {int, float}), bool in types_
+        if isinstance(value, bool):
+            fits = booleans or not numbers
+        elif isinstance(value, int | float):
+            fits = numbers or not booleans
+        elif isinstance(value, str):
+            only_numbers = (numbers or booleans) and types_ <= {int, float, bool, type(None)}
+            fits = value in words or not only_numbers
+        else:
+            fits = True
+        if not fits:
+            choices = [*words, *["a number"] * numbers, *["true or false"] * booleans]
+            raise PydanticCustomError("lookalike", "must be {choices}", {"choices": " or ".join(choices)})
         return value
 
 
-def _plain_types(annotation: Any) -> set[Any]:
-    """Return the types that an annotation admits, with unions opened and literals replaced by their type."""
-    origin = typing.get_origin(annotation)
-    if origin in {typing.Union, types.UnionType}:
-        return set().union(*(_plain_types(argument) for argument in typing.get_args(annotation)))
+def _accepted(annotation: Any) -> tuple[set[Any], list[str]]:
+    """Return the types that an annotation admits, with unions opened, and the texts that its literals name."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        return _plain_types(typing.get_args(annotation)[0])
+        return _accepted(arguments[0])
     if origin is typing.Literal:
-        return {type(argument) for argument in typing.get_args(annotation)}
-    return {annotation}
+        texts = [argument for argument in arguments if isinstance(argument, str)]
+        return {type(argument) for argument in arguments if argument not in texts}, texts
+    if origin in {typing.Union, types.UnionType}:
+        found = [_accepted(argument) for argument in arguments]
+        return set().union(*(types_ for types_, _ in found)), [text for _, texts in found for text in texts]
+    return {annotation}, []
 
 
 @dataclass(frozen=True)

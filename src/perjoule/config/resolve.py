@@ -6,6 +6,10 @@ reported in one :class:`ConfigError`, each with its dotted key, where it was wri
 
 from __future__ import annotations
 
+import json
+import re
+import types
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticUndefined
 
 from perjoule.config import yaml
 from perjoule.config.base import Component, Config
@@ -21,11 +26,18 @@ from perjoule.core.errors import ConfigError, UnknownComponent, suggestion
 C = TypeVar("C", bound=Config)
 COMMAND_LINE = "command line"
 DEFAULT = "default"
+_SHORT = ""
+"""Stands for the key that a bare word fills: ``kind`` of a component, ``preset`` of a section with presets."""
 
 
 @dataclass(frozen=True)
 class Resolved(Generic[C]):
-    """A config and the source of each of its values (``default``, ``preset xs``, ``x.yaml:3``, ``command line``)."""
+    """A config and the source of each of its values (``default``, ``preset xs``, ``x.yaml:3``, ``command line``).
+
+    Args:
+        config: the whole configuration.
+        sources: dotted key of a leaf, as :func:`flatten` names it, -> source.
+    """
 
     config: C
     sources: Mapping[str, str]
@@ -33,28 +45,34 @@ class Resolved(Generic[C]):
     def as_json(self) -> dict[str, dict[str, Any]]:
         """Return ``{dotted key: {"value": …, "source": …}}`` for the run folder."""
         flat = flatten(self.config.model_dump(mode="json"))
-        return {key: {"value": value, "source": source_of(key, self.sources)} for key, value in flat.items()}
-
-
-def source_of(key: str, sources: Mapping[str, str]) -> str:
-    """Return where the value of a dotted key came from; a value inside a given mapping has the mapping's source."""
-    while key:
-        if key in sources:
-            return sources[key]
-        key = key.rpartition(".")[0]
-    return DEFAULT
+        return {key: {"value": value, "source": self.sources[key]} for key, value in flat.items()}
 
 
 @dataclass
 class _Problems:
-    """Collects mistakes; knows where each key was written."""
+    """Collects mistakes; knows where each key and each section was written."""
 
     sources: dict[str, str]
     lines: list[str] = field(default_factory=list)
 
     def add(self, path: str, message: str) -> None:
-        source = source_of(path, self.sources)
-        self.lines.append(f"{path or 'the recipe'}: {message}" + ("" if source == DEFAULT else f"  ({source})"))
+        source = self._written(path)
+        self.lines.append(f"{path or 'the recipe'}: {message}" + (f"  ({source})" if source else ""))
+
+    def _written(self, path: str) -> str | None:
+        """Return where a key was written, or else the section it is missing from, or else its first inner key."""
+        inner = (source for key, source in self.sources.items() if key.startswith(f"{path}."))
+        above = path
+        while above:
+            if above in self.sources:
+                return self.sources[above]
+            above = above[: max(above.rfind("."), above.rfind("["), 0)]
+        return next(inner, self.sources.get(""))
+
+    def expand(self, path: str, key: str) -> None:
+        """Note that the bare word at ``path`` was written for ``key`` inside it."""
+        if path in self.sources:
+            self.sources[f"{path}.{key}"] = self.sources[path]
 
 
 def load(cls: type[C], recipe: Path | None = None, overrides: Sequence[str] = ()) -> Resolved[C]:
@@ -82,7 +100,8 @@ def load(cls: type[C], recipe: Path | None = None, overrides: Sequence[str] = ()
             raise ConfigError(problems.lines[0])
         listing = "\n  ".join(problems.lines)
         raise ConfigError(f"{where} has {len(problems.lines)} mistakes:\n  {listing}")
-    return Resolved(config, sources)
+    leaves = flatten(config.model_dump(mode="json"))
+    return Resolved(config, {key: sources.get(key, DEFAULT) for key in leaves})
 
 
 def build_component(component: Component, value: str | dict[str, Any]) -> Config:
@@ -120,30 +139,36 @@ def _read_recipe(recipe: Path) -> tuple[dict[str, Any], dict[str, str]]:
         return {}, {}
     if not isinstance(document.data, dict):
         raise ConfigError(f"{recipe} must be a mapping of keys to values, not {type(document.data).__name__}")
-    return document.data, {path: f"{recipe}:{line}" for path, line in document.lines.items() if path}
+    sources = {path: f"{recipe}:{line}" for path, line in document.lines.items()}
+    return document.data, sources | {"": str(recipe)}
 
 
 def _apply(override: str, data: dict[str, Any], problems: _Problems) -> None:
     """Set one ``dotted.key=value`` in the data."""
     key, separator, text = override.partition("=")
-    if not separator or not key:
-        problems.add("", f"{override!r} is not an override; write key=value, such as steps=200")
-        return
     *sections, last = key.split(".")
+    if not separator or not all([*sections, last]):
+        problems.lines.append(f"{override!r} is not an override; write key=value, such as stop.steps=200")
+        return
+    try:
+        value = yaml.load_value(text)
+    except ConfigError as error:
+        problems.lines.append(f"{key}: {error}")
+        return
     target = data
-    for section in sections:
+    for depth, section in enumerate(sections, 1):
         inner = target.get(section)
         if isinstance(inner, str):  # `model: retnet` is short for `model: {kind: retnet}`
-            inner = {"kind": inner}
-        target[section] = inner if isinstance(inner, dict) else {}
+            inner = {_SHORT: inner}
+        if not isinstance(inner, dict | None):
+            problems.add(".".join(sections[:depth]), f"is {inner!r} and not a section, so {key} cannot be set in it")
+            return
+        target[section] = inner or {}
         target = target[section]
-    try:
-        target[last] = yaml.load_value(text)
-    except ConfigError as error:
-        problems.add(key, str(error))
-    for path in [path for path in problems.sources if path.startswith(f"{key}.")]:
+    target[last] = value
+    for path in [path for path in problems.sources if path.startswith((f"{key}.", f"{key}["))]:
         del problems.sources[path]
-    problems.sources[key] = COMMAND_LINE
+    problems.sources |= dict.fromkeys([key, *flatten({key: value})], COMMAND_LINE)
 
 
 def _children(cls: type[Config]) -> Iterator[tuple[str, FieldInfo, Component | type[Config]]]:
@@ -160,14 +185,31 @@ def _validate(cls: type[C], raw: Any, path: str, problems: _Problems) -> C | Non
     """Validate one section and everything below it; None after a mistake."""
     before = len(problems.lines)
     dot = f"{path}." if path else ""
+    if isinstance(raw, str) and cls.PRESETS and "preset" in cls.model_fields:
+        raw = {_SHORT: raw}
     if not isinstance(raw, dict):
-        problems.add(path, f"must be a section with keys {', '.join(cls.model_fields)}, not {raw!r}")
+        problems.add(path, f"must be a section with keys {', '.join(cls.model_fields)}, not {_show(raw)}")
         return None
     data = _with_preset(cls, raw, path, problems)
     for key in [key for key in data if key not in cls.model_fields]:
         problems.add(f"{dot}{key}", f"unknown key: {suggestion(key, cls.model_fields)}")
         del data[key]
-    failed: set[str] = set()
+    failed = _validate_children(cls, data, dot, problems)
+    sound = len(problems.lines) == before
+    try:
+        config = cls(**data)
+    except ValidationError as error:
+        for place, message in _mistakes(cls, error):
+            # A check across keys says nothing while one of them is wrong.
+            if place not in failed and (place or sound):
+                problems.add(f"{dot}{place}" if place else path, message)
+        return None
+    return config if sound else None
+
+
+def _validate_children(cls: type[Config], data: dict[str, Any], dot: str, problems: _Problems) -> set[str]:
+    """Replace the sections in ``data`` by configs; remove and return those with a mistake."""
+    failed = set()
     for name, info, kind in _children(cls):
         if isinstance(kind, Component):
             child = _validate_component(kind, data.get(name, info.default), info.default, f"{dot}{name}", problems)
@@ -179,25 +221,20 @@ def _validate(cls: type[C], raw: Any, path: str, problems: _Problems) -> C | Non
         if child is None:
             failed.add(name)
             del data[name]
-    try:
-        config = cls(**data)
-    except ValidationError as error:
-        for detail in error.errors():
-            location = [str(part) for part in detail["loc"]]
-            if not (location and location[0] in failed):
-                problems.add(dot + ".".join(location) if location else path, _explain(detail))
-        return None
-    return config if len(problems.lines) == before else None
+    return failed
 
 
 def _with_preset(cls: type[Config], raw: dict[str, Any], path: str, problems: _Problems) -> dict[str, Any]:
     """Return the section with its preset's values below its own."""
+    if _SHORT in raw:
+        raw = {"preset" if key == _SHORT else key: value for key, value in raw.items()}
+        problems.expand(path, "preset")
     name = raw.get("preset")
     if name is None or "preset" not in cls.model_fields:
         return dict(raw)
     dot = f"{path}." if path else ""
-    if name not in cls.PRESETS:
-        problems.add(f"{dot}preset", f"unknown preset {name!r}: {suggestion(str(name), cls.PRESETS)}")
+    if not isinstance(name, str) or name not in cls.PRESETS:
+        problems.add(f"{dot}preset", f"unknown preset {_show(name)}: {suggestion(str(name), cls.PRESETS)}")
         return {key: value for key, value in raw.items() if key != "preset"}
     preset = cls.PRESETS[name]
     for key in preset:
@@ -209,10 +246,14 @@ def _validate_component(component: Component, raw: Any, default: Any, path: str,
     """Validate ``kind`` or ``{kind: …}`` against the class on the shelf."""
     if isinstance(raw, Config):
         return raw
-    section = {"kind": raw} if isinstance(raw, str) else raw
+    section = {_SHORT: raw} if isinstance(raw, str) else {} if raw is PydanticUndefined else raw
     if not isinstance(section, dict):
-        problems.add(path, f"must be a kind or a section with a kind: {', '.join(component.shelf.names())}")
+        names = ", ".join(component.shelf.names())
+        problems.add(path, f"must be a kind or a section with a kind ({names}), not {_show(raw)}")
         return None
+    if _SHORT in section:
+        section = {"kind" if key == _SHORT else key: value for key, value in section.items()}
+        problems.expand(path, "kind")
     if "kind" not in section and isinstance(default, str):
         section = {"kind": default, **section}
     if "kind" not in section:
@@ -226,16 +267,41 @@ def _validate_component(component: Component, raw: Any, default: Any, path: str,
     return _validate(cls, section, path, problems)
 
 
-def _explain(detail: Mapping[str, Any]) -> str:
-    """Turn pydantic's error into a sentence that continues ``key: …``."""
-    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    message = message.replace("Input should be", "must be")
-    message = message[:1].lower() + message[1:]
-    given = detail["input"]
-    if detail["type"] == "missing":
-        return "is required"
-    if detail["type"] == "literal_error" and isinstance(given, str):
-        accepted = str(detail["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
-        return f"{given!r} is not accepted: {suggestion(given, accepted)}"
-    shown = repr(given)
-    return message if isinstance(given, dict | Config) or len(shown) > 60 else f"{message}, not {shown}"
+def _mistakes(cls: type[Config], error: ValidationError) -> Iterator[tuple[str, str]]:
+    """Yield the place in the section and a sentence for each mistake; ``""`` is the section itself.
+
+    Pydantic reports each member of a union by itself, under a label; here that is one mistake.
+    """
+    found: dict[str, list[ErrorDetails]] = {}
+    for detail in error.errors():
+        location = detail["loc"]
+        if len(location) > 1 and _has_alternatives(cls.model_fields[str(location[0])].annotation):
+            location = location[:1]
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+        found.setdefault(place.removeprefix("."), []).append(detail)
+    for place, details in found.items():
+        given = _show(details[0]["input"])
+        if len(details) == 1 and details[0]["type"] in {"literal_error", "enum"}:
+            expected = str(details[0]["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
+            yield place, f"cannot be {given}: {suggestion(str(details[0]['input']), expected)}"
+            continue
+        message = " or ".join(_explain(detail["msg"]) for detail in details)
+        complete = details[0]["type"] in {"missing", "value_error"} or len(given) > 60
+        yield place, message if complete else f"{message}, not {given}"
+
+
+def _has_alternatives(annotation: Any) -> bool:
+    """Return whether an annotation is a union of more than a type and None."""
+    union = typing.get_origin(annotation) in {typing.Union, types.UnionType}
+    return union and len([item for item in typing.get_args(annotation) if item is not type(None)]) > 1
+
+
+def _explain(message: str) -> str:
+    """Turn pydantic's sentence into one that continues ``key: …``."""
+    message = re.sub(r"^\w+ should", "must", message.removeprefix("Value error, "))
+    return "is required" if message == "Field required" else message[:1].lower() + message[1:]
+
+
+def _show(value: Any) -> str:
+    """Return a value as a recipe would have it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)

@@ -74,9 +74,10 @@ class TrainingDiverged(PerjouleError):
 
 
 def nearest(name: str, accepted: Iterable[str]) -> str | None:
-    """Return the accepted name that is most like ``name``, or None if none is alike."""
-    matches = difflib.get_close_matches(name.lower(), list(accepted), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    """Return the accepted name that is most like ``name`` in any case, or None if none is alike."""
+    by_lower = {candidate.lower(): candidate for candidate in accepted}
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[matches[0]] if matches else None
 
 
 def suggestion(name: str, accepted: Iterable[str]) -> str:

@@ -34,7 +34,8 @@ class Shelf:
     @property
     def table(self) -> dict[str, str]:
         """Return our entries and those that installed packages add; ours win on a clash."""
-        added = {point.name: point.value for point in entry_points(group=f"perjoule.{self.name}")}
+        points = entry_points(group=f"perjoule.{self.name}")
+        added = {point.name: f"{point.module}:{point.attr}" for point in points}
         return {**added, **self.entries}
 
     def names(self) -> list[str]:
@@ -47,18 +48,30 @@ class Shelf:
         Raises:
             UnknownComponent: if ``kind`` is not on the shelf.
         """
-        target = self.table.get(kind)
-        if target is None:
-            raise UnknownComponent(f"unknown {self.name} kind {kind!r}: {suggestion(kind, self.table)}")
-        module, _, attribute = target.partition(":")
+        module, attribute = self._target(kind)
         loaded: type = getattr(importlib.import_module(module), attribute)
         return loaded
 
     def describe(self, kind: str) -> str:
-        """Return the first line of the docstring of the entry's module, without importing it."""
-        module = self.table[kind].partition(":")[0]
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
+        """Return the first line of the docstring of the entry's module, without importing it.
+
+        Raises:
+            UnknownComponent: if ``kind`` is not on the shelf.
+        """
+        module, _ = self._target(kind)
+        try:
+            spec = importlib.util.find_spec(module)
+        except ModuleNotFoundError:  # a package above it is missing
+            spec = None
+        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
             return "(source not found)"
         docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
         return (docstring or "(no description)").splitlines()[0]
+
+    def _target(self, kind: str) -> tuple[str, str]:
+        """Return the module and the class name of ``kind``."""
+        target = self.table.get(kind)
+        if target is None:
+            raise UnknownComponent(f"unknown {self.name} kind {kind!r}: {suggestion(kind, self.table)}")
+        module, _, attribute = target.partition(":")
+        return module, attribute

@@ -10,7 +10,7 @@ def si(value: float, unit: str = "", digits: int = 3) -> str:
     """Format ``value`` with a decimal prefix: ``si(5264640) == '5.26M'``, ``si(0.0123, 's') == '12.3 ms'``."""
     if value == 0:
         return f"0 {unit}".strip()
-    magnitude = abs(value)
+    magnitude = abs(float(f"{value:.{digits}g}"))  # 999,999 is 1M, not 1000k
     scales = _PREFIXES if magnitude >= 1e3 else _SMALL
     factor, prefix = next(((f, p) for f, p in scales if magnitude >= f), scales[-1])
     number = f"{value / factor:.{digits}g}"
@@ -20,8 +20,8 @@ def si(value: float, unit: str = "", digits: int = 3) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration: ``0.5 s``, ``12.3 s``, ``2 min 05 s``, ``3 h 07 min``."""
-    if seconds < 60:
+    """Format a duration: ``500 ms``, ``12.3 s``, ``2 min 05 s``, ``3 h 07 min``."""
+    if seconds < 59.95:
         return si(seconds, "s")
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

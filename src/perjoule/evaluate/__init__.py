@@ -1,1 +1,1 @@
-"""TODO."""
+"""Evaluation of a built model: used inside training and alone."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Measuring: the recorder of phases, memory, and facts about the machine. Never imports torch."""

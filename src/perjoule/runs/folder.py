@@ -22,6 +22,7 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ LOG = "train.log"
 EVENTS = "events"
 CHECKPOINTS = "checkpoints"
 LOCK = "lock"
+REPORT_HTML, REPORT_MARKDOWN = "report.html", "report.md"
 RUNNING, FINISHED, STOPPED, FAILED, INTERRUPTED = "running", "finished", "stopped", "failed", "interrupted"
 """``finished`` reached its goal; ``stopped`` was asked to end early; ``interrupted`` is read, never written."""
 
@@ -77,13 +79,26 @@ def read_manifest(run: Path) -> dict[str, Any]:
         raise RunFolderError(f"no run folder {run}")
     if not (run / MANIFEST).is_file():
         raise RunFolderError(f"{run} is not a run folder: it has no {MANIFEST}")
-    manifest: dict[str, Any] = read_json(run / MANIFEST)
+    manifest = read_json(run / MANIFEST)
+    if not isinstance(manifest, dict):
+        raise RunFolderError(f"{run / MANIFEST} is damaged: it holds no JSON object")
     schema = manifest.get("schema")
     if not isinstance(schema, int) or schema > SCHEMA_VERSION:
         raise RunFolderError(
             f"{run / MANIFEST} has schema {schema!r}; this perjoule reads 1 to {SCHEMA_VERSION}: upgrade perjoule"
         )
     return manifest
+
+
+def read_resolved(run: Path) -> dict[str, dict[str, Any]]:
+    """Read a run's configuration as ``{dotted key: {"value": …, "source": …}}``.
+
+    Raises:
+        RunFolderError: if the folder is no run folder, or the file is damaged.
+    """
+    read_manifest(run)
+    resolved: dict[str, dict[str, Any]] = read_json(run / RESOLVED)
+    return resolved
 
 
 class RunFolder:
@@ -97,6 +112,7 @@ class RunFolder:
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
             self._metrics = os.open(path / METRICS, flags, 0o644)
+            _end_torn_line(path / METRICS, self._metrics)
         except OSError as error:
             os.close(self._lock)
             raise RunFolderError(f"cannot write {path / METRICS}: {error.strerror}") from error
@@ -197,6 +213,16 @@ class RunFolder:
                 setattr(self, name, -1)
 
 
+def _end_torn_line(path: Path, descriptor: int) -> None:
+    """End a line that a kill cut off, so that the next one is not glued to it and lost with it."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            os.write(descriptor, b"\n")
+
+
 def _take_lock(path: Path) -> int:
     """Take the folder's lock or say who holds it."""
     try:
@@ -204,7 +230,11 @@ def _take_lock(path: Path) -> int:
     except OSError as error:
         raise RunFolderError(f"cannot write {path / LOCK}: {error.strerror}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(0.1)  # `is_live` of a reader holds it for microseconds; a writer holds it for good
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         holder = os.read(descriptor, 32).decode() or "unknown"
         os.close(descriptor)

@@ -40,6 +40,8 @@ HEADER_BYTES = 4096
 RECORD = struct.Struct("<qqIHHII")
 BLOCK_BYTES = 1 << 20
 BEGIN, END = 0, 1
+CHUNK_RECORDS = 1 << 20
+"""A reader looks at this many records at a time, so that its memory does not grow with the run."""
 
 RECORD_DTYPE = np.dtype(
     [
@@ -87,7 +89,11 @@ class JournalWriter:
         except OSError as error:
             raise RunFolderError(f"cannot create the journal {path}: {error.strerror}") from error
         self._block_start = HEADER_BYTES
-        self._map = self._allocate(self._block_start)
+        try:
+            self._map = self._allocate(self._block_start)
+        except RunFolderError:
+            os.close(self._fd)
+            raise
         self._offset = 0
         self.mark = self._build_mark()
         """``mark(step, code)`` writes one record; ``code`` is ``phase << 1 | kind``."""
@@ -111,10 +117,11 @@ class JournalWriter:
         return mapped
 
     def _grow(self) -> None:
-        """Close the full block and map the next one."""
-        self._block_start += BLOCK_BYTES
+        """Map the next block and close the full one. If that fails nothing has changed, and it may be tried again."""
+        start = self._block_start + BLOCK_BYTES
         full = self._map
-        self._map = self._allocate(self._block_start)
+        self._map = self._allocate(start)
+        self._block_start = start
         full.close()
 
     def _build_mark(self) -> Callable[[int, int], None]:
@@ -150,10 +157,18 @@ class JournalWriter:
 
 @dataclass(frozen=True)
 class Journal:
-    """What a journal file holds: its header and its valid records (``RECORD_DTYPE``), in order."""
+    """What a journal file holds.
+
+    Args:
+        header: the facts the writer gave, with ``phases``, ``pid`` and ``clock``.
+        records: the valid prefix (``RECORD_DTYPE``), in order; pages are read from the file when they are looked at.
+        num_lost: sound records after the first unsound one. They cannot be trusted to be in place and are not in
+            ``records``. 0 for a journal that was merely cut off; more means that the file was damaged.
+    """
 
     header: dict[str, Any]
     records: np.ndarray
+    num_lost: int = 0
 
     @property
     def phases(self) -> list[str]:
@@ -165,32 +180,52 @@ def read_journal(path: Path) -> Journal:
     """Read the valid prefix of a journal, live, finished, torn or truncated.
 
     Raises:
-        RunFolderError: if the file is not a journal or its header is cut off.
+        RunFolderError: if the file is not a journal or its header is cut off or damaged.
     """
     try:
         with path.open("rb") as file:
             head = file.read(HEADER_BYTES)
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise RunFolderError(f"cannot read the journal {path}: {error.strerror}") from error
     if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
         raise RunFolderError(f"{path} is not a journal, or its first 4 KiB are cut off")
     (length,) = struct.unpack_from("<I", head, len(MAGIC))
-    header = json.loads(head[len(MAGIC) + 4 : len(MAGIC) + 4 + length])
-    whole = (path.stat().st_size - HEADER_BYTES) // RECORD.size
+    try:
+        header = json.loads(head[len(MAGIC) + 4 : len(MAGIC) + 4 + length])
+        num_phases = len(header["phases"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"the header of the journal {path} is damaged: {error}") from error
+    whole = (size - HEADER_BYTES) // RECORD.size
     if whole == 0:
         return Journal(header, np.empty(0, RECORD_DTYPE))
     records = np.memmap(path, RECORD_DTYPE, "r", HEADER_BYTES, (whole,))
-    return Journal(header, np.asarray(records[: _valid_prefix(records)]))
+    valid, lost = _valid_prefix(records, num_phases)
+    return Journal(header, np.asarray(records[:valid]), lost)
 
 
-def _valid_prefix(records: np.ndarray) -> int:
-    """Return how many records from the start carry the right sequence number and check field."""
-    expected = np.arange(1, len(records) + 1, dtype=np.uint64)
+def _valid_prefix(records: np.ndarray, num_phases: int) -> tuple[int, int]:
+    """Return how many records from the start are sound, and how many more are sound after the first unsound one."""
+    valid, num_sound = len(records), 0
+    for start in range(0, len(records), CHUNK_RECORDS):
+        sound = _sound(records[start : start + CHUNK_RECORDS], start, num_phases)
+        if valid == len(records) and not sound.all():
+            valid = start + int(np.argmin(sound))
+        num_sound += int(sound.sum())
+    return valid, num_sound - valid
+
+
+def _sound(records: np.ndarray, num_before: int, num_phases: int) -> np.ndarray:
+    """Return which records carry the right sequence number and check field and values that a writer can write.
+
+    The last condition finds the few flipped bits that the check field cannot see: it is made of the low bits only.
+    """
+    mask, mix, half = np.uint64(_MASK), np.uint64(_MIX), np.uint64(32)
+    expected = np.arange(num_before + 1, num_before + len(records) + 1, dtype=np.uint64)
     t_ns, cpu_ns = records["t_ns"].astype(np.uint64), records["cpu_ns"].astype(np.uint64)
     code = records["phase"].astype(np.uint64) << np.uint64(1) | records["kind"]
-    mix = np.uint64(_MIX)
     mixed = t_ns ^ cpu_ns << np.uint64(1) ^ (records["step"].astype(np.uint64) << np.uint64(16) | code) * mix
-    check = (mixed ^ mixed >> np.uint64(32) ^ expected * mix) & np.uint64(_MASK)
-    good = (records["sequence"] == (expected & np.uint64(_MASK))) & (records["check"] == check)
-    bad = np.flatnonzero(~good)
-    return int(bad[0]) if len(bad) else len(records)
+    check = (mixed ^ mixed >> half ^ expected * mix) & mask
+    possible = (records["kind"] <= END) & (records["phase"] < num_phases) & (records["cpu_ns"] >= 0)
+    sound: np.ndarray = (records["sequence"] == (expected & mask)) & (records["check"] == check) & possible
+    return sound

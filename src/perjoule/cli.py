@@ -1,0 +1,179 @@
+"""The command line: one short function per verb. It parses, calls, prints, and returns an exit code.
+
+Nothing heavy is imported before a verb is known: ``--help``, ``ls`` and ``report`` never import torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from perjoule import __version__
+from perjoule.core.errors import ConfigError, PerjouleError, suggestion
+
+SHELVES = ("models", "data", "recipes", "runs")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        arguments: without the program's name; None: those of the process.
+
+    Returns:
+        0 if it did what was asked; the error's code (core.errors) after a mistake; 128 plus the signal's number if a
+        run was stopped by a signal.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (options.verb is not _train or any(word.startswith("-") for word in rest)):
+        parser.error(f"not understood: {' '.join(rest)}")
+    if rest:  # argparse takes positional words from one place only: `train r.yaml --dry-run stop.steps=3`
+        options.overrides = [*options.overrides, *rest]
+    try:
+        return int(options.verb(options))
+    except PerjouleError as error:
+        if options.debug:
+            raise
+        print(f"perjoule: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("perjoule: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="perjoule", description="Train it, and know what it cost.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"perjoule {__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    train = verbs.add_parser("train", parents=[shared], help="train one model and record what it cost")
+    train.add_argument("recipe", nargs="?", help="a YAML file; without one, the defaults")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.dim=512 stop.steps=200")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="continue this run folder")
+    train.add_argument("--dry-run", action="store_true", help="check the recipe and print every value with its source")
+    train.set_defaults(verb=_train)
+
+    listing = verbs.add_parser("ls", parents=[shared], help="list models, data, recipes or runs")
+    listing.add_argument("shelf", nargs="?", help=", ".join(SHELVES))
+    listing.add_argument("folder", nargs="?", type=Path, help="of the recipes or runs")
+    listing.set_defaults(verb=_ls)
+
+    report = verbs.add_parser("report", parents=[shared], help="show what runs cost: terminal, Markdown, HTML page")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    report.add_argument("--output", type=Path, help="folder for report.md and report.html; default: the (first) run's")
+    report.set_defaults(verb=_report)
+
+    doctor = verbs.add_parser("doctor", parents=[shared], help="what this machine can do and measure, and how well")
+    doctor.add_argument("--again", action="store_true", help="measure anew instead of showing what is known")
+    doctor.set_defaults(verb=_doctor)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    """Train, or only check the recipe."""
+    recipe, overrides = _split_recipe(options.recipe, options.overrides)
+    _set_wait_policy()
+    from perjoule.config import resolve
+    from perjoule.runs.folder import CONFIG
+    from perjoule.train.config import TrainConfig
+
+    source = recipe if recipe is not None or options.resume is None else options.resume / CONFIG
+    if options.resume is not None:
+        from perjoule.runs.folder import read_manifest
+
+        read_manifest(options.resume)
+    resolved = resolve.load(TrainConfig, source, overrides)
+    if options.dry_run:
+        for key, entry in resolved.as_json().items():
+            print(f"{key:<32} {entry['value']!s:<24} {entry['source']}")
+        return 0
+    from perjoule.train.run import train
+
+    result = train(resolved, recipe=recipe.stem if recipe is not None else "run", resume=options.resume)
+    if result.run is not None:
+        print(f"what it cost: perjoule report {result.run}")
+        if result.signal is not None:
+            print(f"to continue:  perjoule train --resume {result.run}")
+    return 0 if result.signal is None else 128 + result.signal
+
+
+def _split_recipe(recipe: str | None, overrides: list[str]) -> tuple[Path | None, list[str]]:
+    """Tell a recipe from a first override, which has an equals sign and is no file."""
+    if recipe is None:
+        return None, overrides
+    if "=" in recipe and not Path(recipe).exists():
+        return None, [recipe, *overrides]
+    return Path(recipe), overrides
+
+
+def _set_wait_policy() -> None:
+    """Let OpenMP's threads sleep when other programs want the cores; must be set before torch is imported.
+
+    Waiting threads spin by default, which on a busy machine takes the core from the thread that they wait for.
+    """
+    if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+        busy = os.getloadavg()[0] > 0.5 * len(os.sched_getaffinity(0))
+        os.environ["OMP_WAIT_POLICY"] = "passive" if busy else "active"
+
+
+def _ls(options: argparse.Namespace) -> int:
+    """List a shelf, or the shelves."""
+    if options.shelf is None:
+        print("\n".join(SHELVES))
+        return 0
+    if options.shelf == "runs":
+        from perjoule.report.terminal import print_runs
+
+        return print_runs(options.folder or Path("runs"))
+    if options.shelf == "recipes":
+        return _ls_recipes(options.folder or Path("recipes"))
+    if options.shelf not in SHELVES:
+        raise ConfigError(f"no shelf {options.shelf!r}: {suggestion(options.shelf, SHELVES)}")
+    from importlib import import_module
+
+    shelf = import_module(f"perjoule.{options.shelf}").SHELF
+    for kind in shelf.names():
+        print(f"{kind:<16} {shelf.describe(kind)}")
+    return 0
+
+
+def _ls_recipes(folder: Path) -> int:
+    """List recipes with the first comment line of each."""
+    paths = sorted(folder.glob("*.yaml"))
+    if not paths:
+        raise ConfigError(f"no recipes (*.yaml) in {folder.resolve()}")
+    for path in paths:
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        print(f"{path!s:<32} {first.lstrip('# ') if first.startswith('#') else ''}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    """Print and write the report of one or several runs."""
+    from perjoule.report import build
+
+    for path in build(options.runs, options.output):
+        print(path)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """Measure this machine and print what was found."""
+    _set_wait_policy()
+    from perjoule.train.doctor import examine
+
+    for line in examine(again=options.again):
+        print(line)
+    return 0

@@ -1,0 +1,99 @@
+"""What this machine is, and what was measured on it: facts for the manifest, a profile that is kept between runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from perjoule.core.cache import cache_folder
+from perjoule.core.errors import RunFolderError
+from perjoule.runs.files import read_json, write_json
+
+
+def cpu_info() -> dict[str, Any]:
+    """Return the processor's model name, feature flags and the number of cores this process may use."""
+    model, flags = platform.processor() or platform.machine(), ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                model = value.strip()
+            elif name.strip() in {"flags", "Features"}:
+                flags = value.strip()
+                break
+    except OSError:
+        pass
+    return {"model": model, "flags": frozenset(flags.split()), "cores": len(os.sched_getaffinity(0))}
+
+
+def installed(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def host_facts() -> dict[str, Any]:
+    """Return what the manifest says about the machine; nothing that identifies the user."""
+    cpu = cpu_info()
+    return {
+        "name": platform.node(),
+        "cpu": cpu["model"],
+        "cores": cpu["cores"],
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": installed("torch"),
+        "perjoule": installed("perjoule"),
+    }
+
+
+def process_age_s() -> float:
+    """Return the seconds since this process was started, interpreter start-up included."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return time.process_time()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+class MachineProfile:
+    """Measurements of this machine that are worth keeping, one JSON file per machine and torch version.
+
+    The key is made of the CPU model, its feature flags, the number of usable cores and torch's version, so that a
+    profile is never used for another machine. Probes ask :meth:`get` and fill with :meth:`put`.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        cpu = cpu_info()
+        identity = [cpu["model"], sorted(cpu["flags"]), cpu["cores"], installed("torch")]
+        key = hashlib.blake2b(json.dumps(identity).encode(), digest_size=6).hexdigest()
+        self.path = (folder or cache_folder()) / f"machine-{key}.json"
+        self._values: dict[str, Any] = {}
+        with contextlib.suppress(RunFolderError):  # a missing or damaged profile is measured again
+            stored = read_json(self.path)
+            self._values = stored if isinstance(stored, dict) else {}
+
+    def get(self, name: str) -> Any | None:
+        """Return a stored measurement, or None if it was never made."""
+        return self._values.get(name)
+
+    def put(self, name: str, value: Any) -> None:
+        """Store a measurement (JSON) at once; where the folder cannot be written, for this process only."""
+        self._values[name] = value
+        with contextlib.suppress(OSError, RunFolderError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, self._values)
+
+    def forget(self) -> None:
+        """Drop every measurement."""
+        self._values = {}
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,176 @@
+"""Which drawings a report has: pure functions from runs to :class:`Chart`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from perjoule.core.phases import OTHER
+from perjoule.core.units import byte_size, duration, si
+from perjoule.report.figures import Line, color, histogram, line_chart, plain, smooth, stacked_bar
+from perjoule.report.summary import Distribution, Summary
+from perjoule.runs.step_table import StepTable
+from perjoule.runs.tables import Run
+
+_TIME_UNITS = (("hours", 3600.0), ("minutes", 60.0))
+_FEW_POINTS = 60
+"""Up to here a curve is drawn as it is; above, faint, with a smoothed line over it."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing with what stands around it.
+
+    Args:
+        title: what it shows.
+        svg: the drawing; "" if there is nothing to draw.
+        legend: CSS class and name of each line or part.
+        caption: what has to be known to read it.
+    """
+
+    title: str
+    svg: str
+    legend: tuple[tuple[str, str], ...] = ()
+    caption: str = ""
+
+
+def run_charts(run: Run, summary: Summary) -> list[Chart]:
+    """Return the drawings of one run that have something to show."""
+    charts = [loss_chart(run), throughput_chart(run), step_time_chart(run, summary), memory_chart(run)]
+    return [chart for chart in charts if chart.svg]
+
+
+def loss_chart(run: Run) -> Chart:
+    """Draw training and validation loss by step."""
+    kept = run.steps.kept
+    lines = _curve(kept.step.astype(np.float64), kept.loss, "c0")
+    legend = [("c0", "training")]
+    evaluated = [one for one in run.kept_evaluations if one.split == "validation" and one.loss is not None]
+    if evaluated:
+        x = np.array([one.step for one in evaluated], np.float64)
+        y = np.array([one.loss for one in evaluated], np.float64)
+        lines.append(Line(x, y, "c1", "dots"))
+        legend.append(("c1", "validation"))
+    num_bad = int((~np.isfinite(kept.loss)).sum())
+    smoothed = "faint: every step; solid: mean over the last 8 % of the steps" if len(lines) > len(legend) else ""
+    bad = f"{num_bad:,} losses were not finite" if num_bad else ""
+    top, above = _top(lines)
+    caption = "; ".join(part for part in ("nats", smoothed, above, bad) if part)
+    svg = line_chart(lines, f"Loss of {run.name} by step", "step", x_format=si, top=top)
+    return Chart("Loss", svg, tuple(legend), caption)
+
+
+def throughput_chart(run: Run) -> Chart:
+    """Draw tokens (or, without tokens, samples) per second of training time by step."""
+    steps = _timed(run.steps.kept)
+    unit, counts = ("tokens", steps.tokens) if steps.tokens.any() else ("samples", steps.samples)
+    x, y = steps.step.astype(np.float64), counts / steps.training_s
+    lines = [Line(x, y, "c2", "line")]
+    if len(x) > _FEW_POINTS:
+        over_window = smooth(counts.astype(np.float64), steps.training_s)
+        lines = [Line(x, y, "c2", "faint"), Line(x, over_window, "c2", "line")]
+    svg = line_chart(
+        lines, f"{unit} per second of {run.name} by step", "step", x_format=si, y_format=si, from_zero=True
+    )
+    return Chart(f"{unit.capitalize()} per second", svg, (), "training time only, warm-up included")
+
+
+def step_time_chart(run: Run, summary: Summary) -> Chart:
+    """Draw how the time per step spreads in the measured window."""
+    spread = summary.step_s
+    if not isinstance(spread, Distribution):
+        return Chart("Time per step", "")
+    seconds = run.steps.training_s[run.steps.in_window]
+    markers = [(spread.median_s, "c1"), (spread.p95_s, "c3")]
+    svg = histogram(seconds, f"Time per step of {run.name}", markers, lambda value: si(value, "s"))
+    legend = (("c1", f"median {duration(spread.median_s)}"), ("c3", f"95 % within {duration(spread.p95_s)}"))
+    slow = int((seconds > np.quantile(seconds, 0.995)).sum())
+    caption = (
+        f"number of steps; {slow:,} slower ones up to {duration(spread.max_s)} not drawn" if slow else "number of steps"
+    )
+    return Chart("Time per step", svg, legend, caption)
+
+
+def memory_chart(run: Run) -> Chart:
+    """Draw the memory in use at the end of each step."""
+    kept = run.steps.kept
+    line = Line(kept.step.astype(np.float64), kept.memory_bytes, "c4", "line")
+    svg = line_chart([line], f"Memory of {run.name} by step", "step", x_format=si, y_format=byte_size, from_zero=True)
+    return Chart("Memory", svg, (), "in use at the end of each step")
+
+
+def phase_colors(summaries: Sequence[Summary]) -> dict[str, str]:
+    """Return a CSS class for every phase of the runs, the same in all of them."""
+    names = dict.fromkeys(cost.phase for summary in summaries for cost in summary.phases if cost.phase != OTHER)
+    return {name: color(index) for index, name in enumerate(names)} | {OTHER: "grey"}
+
+
+def phase_bar(summary: Summary, colors: dict[str, str], whole: float = 1.0, scale: float = 1.0) -> str:
+    """Draw the phases as one bar.
+
+    Args:
+        summary: the run's figures.
+        colors: phase to CSS class.
+        whole: the size that fills the width.
+        scale: what a share of 1 is worth on that measure.
+    """
+    spoken = ", ".join(f"{cost.phase} {cost.share:.0%}" for cost in summary.phases)
+    parts = [(cost.share * scale, colors[cost.phase]) for cost in summary.phases]
+    return stacked_bar(parts, f"Share of the phases: {spoken}", whole)
+
+
+def comparison_charts(labels: Sequence[str], runs: Sequence[Run]) -> list[Chart]:
+    """Draw the loss curves of several runs over each other: by step, by tokens and by seconds."""
+    longest_s = max(float(_timed(run.steps.kept).training_s.sum()) for run in runs)
+    unit, unit_s = next(((name, size) for name, size in _TIME_UNITS if longest_s > 3 * size), ("seconds", 1.0))
+    axes: list[tuple[str, Callable[[StepTable], np.ndarray], Callable[[float], str]]] = [
+        ("step", lambda steps: steps.step.astype(np.float64), si),
+        ("tokens", lambda steps: np.cumsum(steps.tokens).astype(np.float64), si),
+        (f"{unit} of training", lambda steps: np.cumsum(steps.training_s) / unit_s, plain),
+    ]
+    legend = tuple((color(index), label) for index, label in enumerate(labels))
+    charts = []
+    for axis, position, x_format in axes:
+        lines: list[Line] = []
+        for index, run in enumerate(runs):
+            kept = run.steps.kept if axis in ("step", "tokens") else _timed(run.steps.kept)
+            lines += _curve(position(kept), kept.loss, color(index))[-1:]
+        top, above = _top(lines)
+        svg = line_chart(lines, f"Training loss by {axis}", axis, x_format=x_format, top=top)
+        caption = "; ".join(part for part in ("training, nats, mean over the last 8 % of the steps", above) if part)
+        charts.append(Chart(f"Loss by {axis}", svg, legend, caption))
+    return [chart for chart in charts if chart.svg]
+
+
+def seconds_per_step(summary: Summary) -> float:
+    """Return the mean time of a step with all its phases, the length of a run's bar in a comparison."""
+    num_steps = getattr(summary.wall_s, "n", 0)
+    return sum(cost.wall_s for cost in summary.phases) / num_steps if num_steps else 0.0
+
+
+def _timed(steps: StepTable) -> StepTable:
+    good = np.isfinite(steps.training_s) & (steps.training_s > 0)
+    return steps.where(good)
+
+
+def _top(lines: Sequence[Line]) -> tuple[float, str]:
+    """Return where to cut off the steep start of long curves, which flattens all the rest, and the words for it."""
+    points = [y for _, y in (line.finite() for line in lines)]
+    late = [y[len(y) * 3 // 100 if len(y) > _FEW_POINTS else len(y) // 2 :] for y in points if len(y)]
+    if max(map(len, points), default=0) <= _FEW_POINTS:
+        return math.inf, ""
+    top = max(float(y.max()) for y in late)
+    highest = max(float(y.max()) for y in points if len(y))
+    return (top, f"the start, up to {highest:.3g}, is not drawn") if highest > top else (math.inf, "")
+
+
+def _curve(x: np.ndarray, y: np.ndarray, css: str) -> list[Line]:
+    """Return the line of a noisy quantity, the raw one behind a smoothed one if there are many points."""
+    good = np.isfinite(y)
+    x, y = x[good], y[good]
+    if len(x) <= _FEW_POINTS:
+        return [Line(x, y, css, "line")]
+    return [Line(x, y, css, "faint"), Line(x, smooth(y), css, "line")]

@@ -1,0 +1,185 @@
+"""Write one run, or a comparison of several, as one HTML file that needs nothing else.
+
+The file holds no script and asks for nothing over the network; its policy forbids both, and allows exactly the one
+style sheet in it, by hash, so that nothing a run says could add another. Everything a run says is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+
+from perjoule.core.units import duration
+from perjoule.report import wording
+from perjoule.report.charts import Chart, comparison_charts, phase_bar, phase_colors, run_charts, seconds_per_step
+from perjoule.report.summary import LABELS, Summary, Unavailable
+from perjoule.runs.tables import Run
+
+_TILES = ("wall_s", "tokens_per_s", "loss_validation", "mfu_full", "memory_bytes", "energy_j")
+
+
+def run_page(run: Run, summary: Summary) -> str:
+    """Return the report of one run as HTML."""
+    colors = phase_colors([summary])
+    phases = ""
+    if summary.phases:
+        phases = _section(
+            "Where the time went",
+            f'<figure class="card wide">{phase_bar(summary, colors)}{_phase_table(summary, colors)}'
+            f"<p class=note>{escape(wording.phase_caption(summary))}</p></figure>",
+        )
+    body = [
+        _header(run.name, run.status, run.reason, wording.headline(run)),
+        _warnings(run.warnings),
+        _tiles(summary),
+        phases,
+        _section("Curves", f"<div class=charts>{''.join(map(_figure, run_charts(run, summary)))}</div>"),
+        _section("Every figure, and how it was obtained", _figure_table(summary)),
+        _section("What ran", _pairs(wording.facts(run))),
+        _configuration(run),
+    ]
+    return _document(run.name, "".join(body))
+
+
+def comparison_page(labels: Sequence[str], runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
+    """Return the comparison of several runs as HTML."""
+    colors = phase_colors(summaries)
+    reasons = "".join(f"<p class=note>{escape(line)}</p>" for line in wording.compared_reasons(summaries))
+    table = _table(wording.compared_headings(), wording.compared_rows(labels, runs, summaries), "Comparison", "ll")
+    longest = max(map(seconds_per_step, summaries))
+    bars = "".join(
+        f"<p class=barname><span>{escape(label)}</span><span>{duration(seconds_per_step(summary))} per step</span></p>"
+        f"{phase_bar(summary, colors, longest, seconds_per_step(summary))}"
+        for label, summary in zip(labels, summaries, strict=True)
+        if summary.phases
+    )
+    body = [
+        _header("Comparison", "", "", f"{len(runs)} runs"),
+        _warnings([f"{run.name}: {warning}" for run in runs for warning in run.warnings]),
+        _section("Figures", f'<div class="card wide">{table}{reasons}</div>'),
+        _section("Loss", f"<div class=charts>{''.join(map(_figure, comparison_charts(labels, runs)))}</div>"),
+    ]
+    if bars:
+        legend = _legend([(css, phase) for phase, css in colors.items()])
+        body.append(_section("Where the time went", f'<figure class="card wide">{legend}{bars}</figure>'))
+    return _document("Comparison", "".join(body))
+
+
+def _document(title: str, body: str) -> str:
+    style = files("perjoule.report").joinpath("page.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
+        f'<link rel="icon" href="data:,"><title>{escape(title)} · perjoule</title><style>{style}</style></head>'
+        f"<body><main>{body}</main><footer>perjoule · train it, and know what it cost</footer></body></html>\n"
+    )
+
+
+def _header(title: str, status: str, reason: str, line: str) -> str:
+    badge = f'<span class="badge {escape(status)}">{escape(status)}</span>' if status else ""
+    return (
+        f"<header><h1>{escape(title)}</h1><p>{badge} {escape(reason)}</p><p class=headline>{escape(line)}</p></header>"
+    )
+
+
+def _warnings(warnings: Iterable[str]) -> str:
+    items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
+    return f'<ul class="card warnings">{items}</ul>' if items else ""
+
+
+def _tiles(summary: Summary) -> str:
+    tiles = []
+    for name in _TILES:
+        figure = getattr(summary, name)
+        missing = isinstance(figure, Unavailable)
+        value = "not available" if missing else wording.show(figure).removesuffix(" tokens/s")
+        beneath = figure.reason if isinstance(figure, Unavailable) else _beneath(name, summary)
+        css = "tile missing" if missing else "tile"
+        tiles.append(
+            f'<div class="{css}"><dt>{LABELS[name]}</dt><dd>{escape(value)}<small>{escape(beneath)}</small></dd></div>'
+        )
+    return f"<dl class=tiles>{''.join(tiles)}</dl>"
+
+
+def _beneath(name: str, summary: Summary) -> str:
+    """Return what stands in small print under a tile's value."""
+    match name:
+        case "wall_s":
+            return f"{wording.show(summary.steps)} steps, start-up {wording.show(summary.startup_s)}"
+        case "tokens_per_s":
+            return f"{wording.show(summary.ignored_fraction)} of them ignored"
+        case "loss_validation":
+            return f"perplexity {wording.show(summary.perplexity)}"
+        case "mfu_full":
+            return f"{wording.show(summary.mfu_causal)} with causal attention"
+        case _:
+            figure = getattr(summary, name)
+            return "" if isinstance(figure, Unavailable) else figure.how
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+
+
+def _legend(entries: Iterable[tuple[str, str]]) -> str:
+    items = "".join(f'<li><i class="{escape(css)}"></i>{escape(name)}</li>' for css, name in entries)
+    return f"<ul class=legend>{items}</ul>" if items else ""
+
+
+def _figure(chart: Chart) -> str:
+    caption = f"<p class=note>{escape(chart.caption)}</p>" if chart.caption else ""
+    return (
+        f"<figure class=card><figcaption>{escape(chart.title)}</figcaption>{_legend(chart.legend)}{chart.svg}{caption}"
+        "</figure>"
+    )
+
+
+def _phase_table(summary: Summary, colors: dict[str, str]) -> str:
+    rows = wording.phase_rows(summary)
+    return _table(wording.PHASE_HEADINGS, rows, "Phases", "l", [colors[row[0]] for row in rows])
+
+
+def _table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], name: str, left: str, marks: Sequence[str] = ()
+) -> str:
+    """Return a table that scrolls by itself if it is too wide; its first ``len(left)`` columns are aligned left."""
+    css = ["text" if column < len(left) else "number" for column in range(len(headings))]
+    head = "".join(f'<th scope="col" class={side}>{escape(one)}</th>' for one, side in zip(headings, css, strict=True))
+    body = []
+    for number, row in enumerate(rows):
+        mark = f'<i class="{escape(marks[number])}"></i>' if marks else ""
+        cells = "".join(f"<td class={side}>{escape(cell)}</td>" for cell, side in zip(row[1:], css[1:], strict=True))
+        body.append(f'<tr><th scope="row" class=text>{mark}{escape(row[0])}</th>{cells}</tr>')
+    return (
+        f'<div class=scroll role="region" tabindex="0" aria-label="{escape(name)}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _figure_table(summary: Summary) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td class=value>{escape(value)}</td>'
+        f"<td class=how>{escape(how)}</td></tr>"
+        for name, value, how in wording.figure_rows(summary)
+    )
+    return f'<table class="card figures"><tbody>{rows}</tbody></table>'
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
+    return f'<dl class="card pairs">{items}</dl>'
+
+
+def _configuration(run: Run) -> str:
+    if not run.resolved:
+        return ""
+    pairs = [(key, f"{entry.get('value')}  ({entry.get('source', 'unknown')})") for key, entry in run.resolved.items()]
+    title = f"Configuration, {len(pairs)} values and their sources"
+    return f"<section><details><summary>{title}</summary>{_pairs(pairs)}</details></section>"

@@ -1,0 +1,355 @@
+"""Pure functions from a run to its figures. Every figure says how it was obtained and from how many observations.
+
+What a run cost is summed over everything that was computed, the work that a resume threw away included. What a run
+reached (loss, curves) is taken from the steps that led to its last weights. Rates are taken over the *measured window*:
+the timed steps of every segment behind its warm-up, without the time of evaluations and checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perjoule.core.phases import OTHER, STEP, parent
+from perjoule.core.units import si
+from perjoule.runs.tables import Run
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A figure that does not exist, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A figure.
+
+    Args:
+        value: in SI, never NaN.
+        unit: ``s``, ``tokens/s``, ``B``, ``nats``; ``fraction`` of 1; "" for a count or another bare number.
+        how: how it was obtained, in words.
+        n: number of observations behind it.
+    """
+
+    value: float
+    unit: str
+    how: str
+    n: int
+
+
+Figure = Quantity | Unavailable
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How a time spreads over steps, in seconds; ``n`` is the number of steps."""
+
+    mean_s: float
+    median_s: float
+    p95_s: float
+    min_s: float
+    max_s: float
+    n: int
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """What one phase cost.
+
+    Args:
+        phase: its name; ``other`` is the step without its phases.
+        wall_s: seconds over all timed steps of all segments, without nested phases.
+        share: of the time of all timed steps; the shares of a run add up to 1.
+        cpu_s: CPU seconds, added over threads and ranks.
+        per_step: over the steps of the measured window in which it occurred.
+        how: how the seconds were obtained.
+    """
+
+    phase: str
+    wall_s: float
+    share: float
+    cpu_s: float
+    per_step: Distribution | Unavailable
+    how: str
+
+
+@dataclass(frozen=True)
+class StartUp:
+    """What happened before the first step of a segment: name of the part to seconds."""
+
+    segment: int
+    parts_s: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of a run. Field by field: see ``LABELS``."""
+
+    wall_s: Figure
+    training_s: Figure
+    evaluate_s: Figure
+    checkpoint_blocked_s: Figure
+    startup_s: Figure
+    lost_s: Figure
+    steps: Figure
+    tokens: Figure
+    samples: Figure
+    samples_per_s: Figure
+    tokens_per_s: Figure
+    useful_tokens_per_s: Figure
+    ignored_fraction: Figure
+    step_s: Distribution | Unavailable
+    loss_first: Figure
+    loss_last: Figure
+    loss_validation: Figure
+    perplexity: Figure
+    mfu_full: Figure
+    mfu_causal: Figure
+    memory_bytes: Figure
+    energy_j: Figure
+    phases: tuple[PhaseCost, ...]
+    startup: tuple[StartUp, ...]
+
+
+LABELS = {
+    "wall_s": "Time in steps",
+    "training_s": "Training time",
+    "evaluate_s": "Evaluation",
+    "checkpoint_blocked_s": "Blocked by checkpoints",
+    "startup_s": "Start-up",
+    "lost_s": "Lost and done again",
+    "steps": "Steps",
+    "samples": "Samples",
+    "tokens": "Tokens",
+    "samples_per_s": "Samples per second",
+    "tokens_per_s": "Tokens per second",
+    "useful_tokens_per_s": "Useful tokens per second",
+    "ignored_fraction": "Ignored tokens",
+    "loss_first": "First training loss",
+    "loss_last": "Last training loss",
+    "loss_validation": "Best validation loss",
+    "perplexity": "Best validation perplexity",
+    "mfu_full": "MFU, full attention",
+    "mfu_causal": "MFU, causal attention",
+    "memory_bytes": "Peak memory",
+    "energy_j": "Energy",
+}
+"""The name of each figure for people, in the order in which they are shown."""
+
+
+def figures(summary: Summary) -> dict[str, Figure]:
+    """Return the figures of a summary by field name, in the order of ``LABELS``."""
+    return {name: getattr(summary, name) for name in LABELS}
+
+
+def summarize(run: Run) -> Summary:
+    """Compute the figures of a run."""
+    steps, phases = run.steps, phase_costs(run)
+    rates = _rates(run)
+    evaluated = [one.seconds for one in run.evaluations]
+    blocked = [one.blocked_s for one in run.checkpoints]
+    startup = _startup(run)
+    loss_validation = _best_validation(run)
+    return Summary(
+        wall_s=_total(steps.wall_s, "wall clock, all segments"),
+        training_s=_total(steps.training_s, "wall clock, without evaluations and checkpoints"),
+        evaluate_s=_listed(evaluated, "evaluation", "as timed by the loop"),
+        checkpoint_blocked_s=_listed(blocked, "checkpoint", "how long training waited, as timed by the loop"),
+        startup_s=_listed(
+            [sum(one.parts_s.values()) for one in startup], "start-up time", "as timed before the first step"
+        ),
+        lost_s=_lost(run),
+        steps=_count(steps.kept.step[-1:], "number of the last step", len(steps)),
+        tokens=_count(steps.tokens, "label positions, with ignored and repeated ones", len(steps)),
+        samples=_count(steps.samples, "with repeated ones", len(steps)),
+        samples_per_s=rates["samples"],
+        tokens_per_s=rates["tokens"],
+        useful_tokens_per_s=rates["useful"],
+        ignored_fraction=_ignored(run),
+        step_s=_spread(steps.training_s[steps.in_window]),
+        loss_first=_loss(run, 0),
+        loss_last=_loss(run, -1),
+        loss_validation=loss_validation,
+        perplexity=_perplexity(run, loss_validation),
+        mfu_full=_mfu(run, rates["tokens"], "flops_per_token", "full"),
+        mfu_causal=_mfu(run, rates["tokens"], "flops_per_token_causal", "causal"),
+        memory_bytes=_memory(run),
+        energy_j=Unavailable("no meter in this run"),
+        phases=phases,
+        startup=startup,
+    )
+
+
+def phase_costs(run: Run) -> tuple[PhaseCost, ...]:
+    """Return what every phase of every segment cost, ``other`` last. Their shares add up to 1."""
+    names: list[str] = []
+    for segment in run.segments:
+        if segment.phases is not None:
+            names += [name for name in segment.phases.phases if name not in names]
+    place = {name: number for number, name in enumerate(names)}
+    nested_behind_parent = sorted(names, key=lambda name: (place.get(parent(name), place[name]), place[name]))
+    collected = {name: _collect(run, name) for name in (*nested_behind_parent, STEP)}
+    total_s = sum(wall_s for wall_s, _, _ in collected.values())
+    fences = sorted({str(segment.facts.get("fence", "unknown")) for segment in run.segments})
+    how = f"the wall clock at the edges of each phase, fence: {', '.join(fences)}"
+    costs = []
+    for name, (wall_s, cpu_s, in_window_s) in collected.items():
+        if total_s == 0:
+            continue
+        costs.append(
+            PhaseCost(
+                phase=OTHER if name == STEP else name,
+                wall_s=wall_s,
+                share=wall_s / total_s,
+                cpu_s=cpu_s,
+                per_step=_spread(in_window_s if name == STEP else in_window_s[in_window_s > 0]),
+                how="the step without its phases" if name == STEP else how,
+            )
+        )
+    return tuple(costs)
+
+
+def _collect(run: Run, phase: str) -> tuple[float, float, Floats]:
+    """Return the seconds and the CPU seconds of a phase in all segments, and its seconds per step of the window."""
+    wall_s, cpu_s, in_window_s = 0.0, 0.0, [np.empty(0)]
+    for segment in run.segments:
+        if segment.phases is not None:
+            seconds = segment.phases.exclusive_s(phase)
+            wall_s += float(seconds.sum())
+            cpu_s += sum(float(rank.exclusive_cpu_s(phase).sum()) for rank in segment.ranks.values())
+            in_window_s.append(seconds[segment.in_window(segment.phases.steps)])
+    return wall_s, cpu_s, np.concatenate(in_window_s)
+
+
+def _spread(seconds: Floats) -> Distribution | Unavailable:
+    if not len(seconds):
+        return Unavailable("no step behind the warm-up")
+    median_s, p95_s = np.quantile(seconds, [0.5, 0.95])
+    low_s, high_s = float(seconds.min()), float(seconds.max())
+    return Distribution(float(seconds.mean()), float(median_s), float(p95_s), low_s, high_s, len(seconds))
+
+
+def _total(seconds: Floats, how: str) -> Figure:
+    timed = seconds[np.isfinite(seconds)]
+    return Quantity(float(timed.sum()), "s", how, len(timed)) if len(timed) else Unavailable("no step was timed")
+
+
+def _listed(seconds: list[float], what: str, how: str) -> Figure:
+    return Quantity(sum(seconds), "s", how, len(seconds)) if seconds else Unavailable(f"no {what} in this run")
+
+
+def _count(values: NDArray[np.int64], how: str, n: int) -> Figure:
+    return Quantity(float(values.sum()), "", how, n) if len(values) else Unavailable("no step was completed")
+
+
+def _lost(run: Run) -> Figure:
+    """Return the time of the steps that a resume threw away."""
+    lost = run.steps.where(run.steps.superseded)
+    if not len(lost):
+        return Quantity(0.0, "s", "no step was done twice", 0)
+    how = f"steps {lost.step.min()} to {lost.step.max()} were done again after a resume"
+    return Quantity(float(np.nansum(lost.wall_s)), "s", how, len(lost))
+
+
+def _rates(run: Run) -> dict[str, Figure]:
+    """Return samples, tokens and useful tokens per second of training time in the measured window."""
+    window = run.steps.where(run.steps.in_window)
+    seconds = float(window.training_s.sum())
+    if seconds <= 0:
+        reason = "no step behind the warm-up" if len(run.steps) else "no step was completed"
+        return dict.fromkeys(("samples", "tokens", "useful"), Unavailable(reason))
+    how = "over the training time of the steps behind the warm-up"
+    counted = {"samples": window.samples, "tokens": window.tokens, "useful": window.useful}
+    return {
+        name: Quantity(
+            float(counts.sum()) / seconds, "samples/s" if name == "samples" else "tokens/s", how, len(window)
+        )
+        for name, counts in counted.items()
+    }
+
+
+def _ignored(run: Run) -> Figure:
+    tokens = int(run.steps.tokens.sum())
+    if not tokens:
+        return Unavailable("no tokens were counted")
+    share = 1 - int(run.steps.useful.sum()) / tokens
+    return Quantity(share, "fraction", "label positions that are not trained on", len(run.steps))
+
+
+def _loss(run: Run, row: int) -> Figure:
+    """Return the training loss of the first (0) or last (-1) step."""
+    kept = run.steps.kept
+    if not len(kept):
+        return Unavailable("no step was completed")
+    loss, step = float(kept.loss[row]), int(kept.step[row])
+    return (
+        Quantity(loss, "nats", f"at step {step}", 1)
+        if math.isfinite(loss)
+        else Unavailable(f"not finite at step {step}")
+    )
+
+
+def _best_validation(run: Run) -> Figure:
+    losses = [(one.loss, one) for one in run.kept_evaluations if one.split == "validation" and one.loss is not None]
+    if not losses:
+        return Unavailable("no evaluation on the validation split")
+    loss, best = min(losses, key=lambda pair: pair[0])
+    return Quantity(loss, "nats", f"at step {best.step}, {best.tokens:,} tokens", len(losses))
+
+
+def _perplexity(run: Run, loss: Figure) -> Figure:
+    if isinstance(loss, Unavailable):
+        return loss
+    if run.fact("data", "vocab_size") is None:
+        return Unavailable("the data has no vocabulary")
+    if loss.value > 700:
+        return Unavailable("the loss is too large to be raised to a power")
+    return Quantity(math.exp(loss.value), "", f"exp(best validation loss), {loss.how}", loss.n)
+
+
+def _mfu(run: Run, tokens_per_s: Figure, flops_key: str, convention: str) -> Figure:
+    """Return model FLOP utilisation: FLOPs the model needs per second, of those the device can do."""
+    if isinstance(tokens_per_s, Unavailable):
+        return tokens_per_s
+    flops = run.fact("model", flops_key)
+    if not flops:
+        return Unavailable("the model gives no FLOPs per token")
+    peaks: list[Mapping[str, Any]] = [segment.facts.get("peak") or {} for segment in run.segments]
+    for peak in peaks:
+        if not peak.get("flops"):
+            return Unavailable(str(peak.get("unavailable") or "the peak of this device is not known"))
+    per_segment = {
+        float(peak["flops"]) * int(segment.facts.get("world_size") or 1)
+        for peak, segment in zip(peaks, run.segments, strict=True)
+    }
+    if len(per_segment) != 1:
+        return Unavailable("the segments ran on devices with different peaks")
+    (available,) = per_segment
+    peak = peaks[0]
+    how = (
+        f"{convention} attention: {si(float(flops))} FLOPs per token, of {si(available, 'FLOP/s')} "
+        f"{peak.get('precision', '')} ({peak.get('how', 'source of the peak not recorded')})"
+    )
+    return Quantity(float(flops) * tokens_per_s.value / available, "fraction", how, tokens_per_s.n)
+
+
+def _memory(run: Run) -> Figure:
+    read = run.steps.memory_bytes[np.isfinite(run.steps.memory_bytes)]
+    if not len(read):
+        return Unavailable("the device's memory was not read")
+    devices = sorted({str(segment.facts.get("device", "unknown device")) for segment in run.segments})
+    return Quantity(float(read.max()), "B", f"largest at the end of a step, {', '.join(devices)}", len(read))
+
+
+def _startup(run: Run) -> tuple[StartUp, ...]:
+    parts = [(one.number, one.facts.get("startup_s") or {}) for one in run.segments]
+    return tuple(StartUp(number, {str(k): float(v) for k, v in part.items()}) for number, part in parts if part)

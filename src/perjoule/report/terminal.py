@@ -1,0 +1,70 @@
+"""Show runs as tables in a terminal. Nothing a run says is read as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from perjoule.report import wording
+from perjoule.report.summary import Summary
+from perjoule.runs.tables import Run
+
+_RUNS_BESIDE = 4
+_STATUS_STYLE = {"finished": "green", "running": "cyan", "stopped": "yellow", "interrupted": "yellow", "failed": "red"}
+
+
+def print_run(console: Console, run: Run, summary: Summary) -> None:
+    """Print the figures and the phases of one run."""
+    console.print(
+        Text.assemble((run.name, "bold"), "  ", (run.status, _STATUS_STYLE.get(run.status, "")), "  ", run.reason)
+    )
+    console.print(Text(wording.headline(run), "dim"))
+    console.print()
+    table = _table(("Figure", "Value", "How it was obtained"), "lrl")
+    for row in wording.figure_rows(summary):
+        table.add_row(Text(row[0]), Text(row[1], "bold"), Text(row[2], "dim"))
+    console.print(table)
+    phases = wording.phase_rows(summary)
+    if phases:
+        console.print()
+        table = _table(wording.PHASE_HEADINGS, "l" + "r" * 7)
+        for cells in phases:
+            table.add_row(*map(Text, cells))
+        console.print(table)
+        console.print(Text(wording.phase_caption(summary), "dim"))
+    print_warnings(console, run)
+
+
+def print_comparison(
+    console: Console, labels: Sequence[str], runs: Sequence[Run], summaries: Sequence[Summary]
+) -> None:
+    """Print one column per run, a few runs beneath each other at a time, as terminals are narrow."""
+    names, rows = wording.compared_headings(), wording.compared_rows(labels, runs, summaries)
+    for start in range(0, len(rows), _RUNS_BESIDE):
+        beside = rows[start : start + _RUNS_BESIDE]
+        table = _table(("", *(row[0] for row in beside)), "l" + "r" * len(beside))
+        table.add_row(names[1], *(Text(row[1], _STATUS_STYLE.get(row[1], "")) for row in beside))
+        for number, name in enumerate(names[2:], start=2):
+            table.add_row(name, *(Text(row[number]) for row in beside))
+        console.print(table)
+        console.print()
+    for line in wording.compared_reasons(summaries):
+        console.print(Text(line, "dim"))
+    for run in runs:
+        print_warnings(console, run)
+
+
+def print_warnings(console: Console, run: Run) -> None:
+    """Print what could not be read."""
+    for warning in run.warnings:
+        console.print(Text(f"warning: {run.name}: {warning}", "yellow"))
+
+
+def _table(headings: Sequence[str], sides: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading, side in zip(headings, sides, strict=True):
+        table.add_column(Text(heading), justify="right" if side == "r" else "left", overflow="fold")
+    return table

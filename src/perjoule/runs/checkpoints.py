@@ -1,0 +1,179 @@
+"""Checkpoint folders on disk: names, checksums, what is whole, what is newest. Knows nothing of tensors.
+
+::
+
+    checkpoints/
+      00000200/
+        model.safetensors       weights, by parameter name
+        training.safetensors    optimizer state and random states
+        state.json              progress, versions, what the run was
+        SHA256SUMS              as `sha256sum -c` reads it; written last
+      best.json                 {"step": 150, "loss": 4.21}
+
+A checkpoint is written under a temporary name and renamed when all of it is on the disk. One whose sums do not fit is
+damaged, and the one before it is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from perjoule.core.errors import CheckpointError, RunFolderError
+from perjoule.runs.files import read_json, write_json
+
+MODEL, TRAINING, STATE, SUMS, BEST = (
+    "model.safetensors",
+    "training.safetensors",
+    "state.json",
+    "SHA256SUMS",
+    "best.json",
+)
+
+
+def publish(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
+    """Let ``write`` fill a temporary folder, add the checksums, flush everything, and give it its name.
+
+    Raises:
+        RunFolderError: if the disk is full or the folder cannot be written; what had the final name before is kept.
+    """
+    final, temporary = folder / f"{step:08d}", folder / f".{step:08d}.{os.getpid()}.tmp"
+    before = folder / f".{step:08d}.before.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        sums = "".join(f"{file_sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir()))
+        (temporary / SUMS).write_text(sums, encoding="utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            _flush(path)
+        if final.exists():  # a resumed run passes the same step again; if it is killed here, clean() gives the name back
+            final.rename(before)
+        temporary.rename(final)
+        _flush(folder)
+    except OSError as error:
+        raise RunFolderError(f"cannot write the checkpoint {final}: {error.strerror or error}") from error
+    finally:
+        if before.exists() and not final.exists():
+            before.rename(final)
+        shutil.rmtree(before, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def prune(folder: Path, keep: int, best_step: int | None) -> None:
+    """Delete all but the ``keep`` newest checkpoints and the best one."""
+    steps = listed_steps(folder)
+    for step in steps[: -keep or None]:
+        if step != best_step:
+            shutil.rmtree(folder / f"{step:08d}", ignore_errors=True)
+
+
+def clean(folder: Path) -> None:
+    """Tidy up after an interrupted write: name a checkpoint that lacked nothing but its name, delete the rest."""
+    for leftover in list(folder.glob(".*.tmp")):
+        final = folder / leftover.name.split(".")[1]
+        if leftover.is_dir() and not final.exists():
+            with contextlib.suppress(CheckpointError):
+                verify(leftover)
+                leftover.rename(final)
+                continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def listed_steps(folder: Path) -> list[int]:
+    """Return the steps of all checkpoints, whole or damaged, in ascending order."""
+    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.is_dir() and path.name.isdigit())
+
+
+def mark_best(folder: Path, step: int, loss: float) -> None:
+    """Note which checkpoint had the lowest held-out loss."""
+    write_json(folder / BEST, {"step": step, "loss": loss})
+
+
+def best_step(folder: Path) -> int | None:
+    """Return the step of the best checkpoint, or None if none was marked."""
+    return int(read_json(folder / BEST)["step"]) if (folder / BEST).is_file() else None
+
+
+def verify(checkpoint: Path) -> None:
+    """Compare every file of a checkpoint with its checksum.
+
+    Raises:
+        CheckpointError: naming the first file that is missing or differs.
+    """
+    sums = checkpoint / SUMS
+    if not sums.is_file():
+        raise CheckpointError(f"{checkpoint} is incomplete: it has no {SUMS}")
+    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
+        expected, _, name = line.partition("  ")
+        path = checkpoint / name
+        if not name or not path.is_file():
+            raise CheckpointError(f"{checkpoint} is damaged: {name or SUMS} is missing")
+        if file_sha256(path) != expected:
+            raise CheckpointError(f"{checkpoint} is damaged: the checksum of {name} does not fit its content")
+
+
+def newest_whole(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint that is whole, or None if there is no checkpoint at all.
+
+    Args:
+        folder: the run's ``checkpoints`` folder.
+        say: takes one line for each damaged checkpoint that is passed over.
+
+    Raises:
+        CheckpointError: if there are checkpoints and all are damaged.
+    """
+    steps = listed_steps(folder)
+    for step in reversed(steps):
+        checkpoint = folder / f"{step:08d}"
+        try:
+            verify(checkpoint)
+        except CheckpointError as error:
+            say(f"{error}; trying the one before")
+            continue
+        return checkpoint
+    if steps:
+        raise CheckpointError(f"all {len(steps)} checkpoints in {folder} are damaged; start the run anew")
+    return None
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse a file that only unpickling could read.
+
+    Raises:
+        CheckpointError: if the file is missing, or is a pickle or a torch.save archive.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    # A safetensors file begins with the length of its header, whose first byte is 0x80 as well in one of 32 files,
+    # in eight bytes, and then the header: JSON.
+    if head[8:] != b"{" and (head[:1] == b"\x80" or head[:4] == b"PK\x03\x04"):
+        raise CheckpointError(
+            f"{path} is a pickle (torch.save), and reading one runs any code in it: convert it to .safetensors"
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have the system put a file or a folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,173 @@
+"""The configuration of a training run: one section per concern, each with its own defaults and checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from perjoule.config import Component, Config
+from perjoule.data import SHELF as DATA
+from perjoule.measure.recorder import FencePolicy
+from perjoule.models import SHELF as MODELS
+from perjoule.train.optimizer import OptimizerConfig
+from perjoule.train.schedule import ScheduleConfig
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class BatchConfig(Config):
+    """How many samples make one optimizer step."""
+
+    size: PositiveInt = 8
+    """Samples per optimizer step, over all ranks and micro-batches."""
+    accumulation: PositiveInt = 1
+    """Micro-batches per step on each rank; more of them need less memory."""
+    workers: int = Field(default=0, ge=0, le=64)
+    """Threads that read batches ahead; 0 reads in the loop. The stream is the same for any number."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.size % self.accumulation:
+            raise ValueError(f"size {self.size} must be a multiple of accumulation {self.accumulation}")
+        return self
+
+
+class StopConfig(Config):
+    """When training ends: at whichever of these comes first."""
+
+    steps: PositiveInt | None = None
+    epochs: float | None = Field(default=None, gt=0)
+    tokens: PositiveInt | None = None
+    seconds: Seconds | None = None
+    """Seconds of training, over all segments, start-up not counted."""
+    patience: PositiveInt | None = None
+    """Early stopping: evaluations in a row without a better validation loss."""
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Self:
+        if not any((self.steps, self.epochs, self.tokens, self.seconds)):
+            raise ValueError("give at least one of steps, epochs, tokens, seconds")
+        return self
+
+
+class EvaluateConfig(Config):
+    """Held-out loss while training."""
+
+    every_steps: PositiveInt | None = None
+    """None: only at the end."""
+    batches: PositiveInt | None = 20
+    """Batches of ``batch.size`` samples, from the start of the split; None: the whole split."""
+    split: Literal["validation", "test"] = "validation"
+
+
+class CheckpointConfig(Config):
+    """What is kept of a run's state, and how often."""
+
+    every_steps: PositiveInt | None = None
+    """None: only at the end and when asked to stop."""
+    keep: PositiveInt = 2
+    """How many of the newest are kept; the best one is kept besides."""
+    best: bool = True
+    """Also save whenever an evaluation finds the lowest held-out loss so far."""
+    asynchronous: bool = True
+    """Copy to memory, then write while training goes on."""
+
+
+class RecordConfig(Config):
+    """What is recorded of each step."""
+
+    enabled: bool = True
+    fence: FencePolicy = FencePolicy.NONE
+    """Whether the device is waited for: never, once per step, or at every edge of every phase."""
+    warmup_steps: int = Field(default=3, ge=0)
+    """Steps at the start of each segment that rates and means leave out."""
+
+
+class BackendConfig(Config):
+    """How the arithmetic is done. ``auto`` is probed on this machine, printed, and recorded in the manifest."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "auto": {},
+        "plain": {
+            "precision": "float32",
+            "matmul": "highest",
+            "compile": False,
+            "attention": "sdpa",
+            "allocator": "system",
+            "threads": "torch",
+            "fused_loss": False,
+            "fused_optimizer": False,
+        },
+    }
+
+    preset: str | None = None
+    """``auto`` (the defaults) or ``plain`` (what PyTorch does when nothing is set)."""
+    precision: Literal["auto", "float32", "bf16-autocast", "bf16"] = "auto"
+    """``bf16`` keeps weights, gradients and optimizer in bf16: updates below 0.4 % of a weight are lost."""
+    matmul: Literal["auto", "highest", "medium"] = "auto"
+    """The path of float32 products: the vendor's BLAS, or oneDNN (which rounds to bf16 on a CPU with AMX)."""
+    compile: Literal["auto", True, False] = "auto"
+    attention: Literal["auto", "sdpa", "blocked"] = "auto"
+    allocator: Literal["auto", "system", "keep"] = "auto"
+    """``keep`` tells glibc to hold freed memory instead of giving its pages back and clearing them again."""
+    threads: Literal["auto", "torch"] | PositiveInt = "auto"
+    fused_loss: Literal["auto", True, False] = "auto"
+    """Compute the gradient of the logits in the forward pass, so that they are read once."""
+    fused_optimizer: Literal["auto", True, False] = "auto"
+
+
+class DebugConfig(Config):
+    """Aids for finding mistakes; all off by default."""
+
+    overfit_batches: PositiveInt | None = None
+    """Repeat the first n batches for ever: the loss of a sound model goes to 0."""
+    limit_batches: PositiveInt | None = None
+    """Pretend an epoch has only n batches."""
+    rehearsal: bool = False
+    """Run one step, one evaluation and one checkpoint round trip, restore the state, then train."""
+    anomaly_detection: bool = False
+    """Let autograd name the forward operation of a non-finite gradient (slow)."""
+    unused_parameters: bool = False
+    """Before training, list the trainable parameters that the first batch gives no gradient."""
+    data_only: bool = False
+    """Read the batches of the run without training on them; print their rate and the fraction of ignored labels."""
+
+
+class TrainConfig(Config):
+    """One training run."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run folder; None: the recipe's name, the time and four random digits."""
+    runs: Path = Path("runs")
+    """The folder that holds run folders."""
+    seed: int = Field(default=0, ge=0)
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    """``cpu``, ``cuda`` or ``cuda:1``; nothing is guessed."""
+    model: Annotated[Config, Component(MODELS)] = Field(default="transformer", validate_default=True)
+    data: Annotated[Config, Component(DATA)] = Field(default="stdlib", validate_default=True)
+    batch: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    stop: StopConfig = StopConfig(steps=200)
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    record: RecordConfig = RecordConfig()
+    backend: BackendConfig = BackendConfig()
+    debug: DebugConfig = DebugConfig()
+    initial_weights: Path | None = None
+    """A ``.safetensors`` file to start from instead of random weights."""
+
+    @model_validator(mode="after")
+    def _horizon(self) -> Self:
+        bounded = self.stop.steps or self.stop.epochs or self.stop.tokens or self.schedule.horizon_steps
+        if self.schedule.kind in {"linear", "cosine"} and not bounded:
+            raise ValueError(
+                f"schedule.kind {self.schedule.kind!r} must know its last step: give stop.steps, stop.epochs, "
+                "stop.tokens or schedule.horizon_steps"
+            )
+        if self.stop.patience and not self.evaluate.every_steps:
+            raise ValueError("stop.patience counts evaluations: give evaluate.every_steps as well")
+        return self

@@ -1,0 +1,103 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere, and ``train.log``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from perjoule.core.units import duration, si
+from perjoule.train.job import StepRecord
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+PLAIN_EVERY_S = 5.0
+BAR_EVERY_S = 0.2
+
+
+class Console:
+    """Prints lines and progress for one process. Ranks other than the first are silent.
+
+    Args:
+        silent: print nothing (the log is still written).
+        stream: where lines go; None: standard output.
+    """
+
+    def __init__(self, silent: bool = False, stream: TextIO | None = None) -> None:
+        self._silent = silent
+        self._stream = stream or sys.stdout
+        self._log: TextIO | None = None
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._next_s = 0.0
+        self._since = (time.monotonic(), 0)
+        self._tokens = 0
+        self._rate = 0.0
+
+    def log_to(self, path: Path) -> None:
+        """Append every line to a file as well, with its time."""
+        self._log = path.open("a", encoding="utf-8", buffering=1)
+
+    def line(self, text: str) -> None:
+        """Print and log one line."""
+        self._write_log(text)
+        if self._silent:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def begin(self) -> None:
+        """Start the progress bar, if a terminal is there to draw it on."""
+        self._since = (time.monotonic(), self._tokens)
+        if self._silent or not self._stream.isatty():
+            return
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._bar = Progress(
+            SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"), transient=True, expand=False
+        )
+        self._task = self._bar.add_task("first step …", total=1.0)
+        self._bar.start()
+
+    def step(self, record: StepRecord, fraction: float, seconds: float) -> None:
+        """Take note of a step; draw when it is time.
+
+        Args:
+            record: the step.
+            fraction: how much of the run is done, 0 to 1.
+            seconds: time spent in steps so far.
+        """
+        self._tokens += record.tokens
+        now = time.monotonic()
+        if now < self._next_s:
+            return
+        self._next_s = now + (BAR_EVERY_S if self._bar is not None else PLAIN_EVERY_S)
+        since, tokens = self._since
+        if now > since:
+            self._rate = (self._tokens - tokens) / (now - since)
+        self._since = (now, self._tokens)
+        left = f", {duration(seconds / fraction - seconds)} left" if 0 < fraction <= 1 and seconds > 0 else ""
+        text = f"step {record.step}  loss {record.loss:.4f}  {si(self._rate, 'tok/s')}{left}"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=fraction, description=text)
+        else:
+            self.line(text)
+
+    def _write_log(self, text: str) -> None:
+        if self._log is not None:
+            self._log.write(f"{datetime.now().astimezone().isoformat(timespec='milliseconds')} {text}\n")
+
+    def close(self) -> None:
+        """Take the bar away and close the log."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None

@@ -1,0 +1,51 @@
+"""What this machine computes, and how well: precisions, matrix rates, bandwidth, attention, threads, compiler.
+
+The rates are kept in the machine's profile, where training finds the peak for MFU and the backend its choices.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import torch
+
+from perjoule.core.units import byte_size, si
+from perjoule.measure.machine import MachineProfile, host_facts
+from perjoule.train import probe
+from perjoule.train.backend import choose, prepare
+from perjoule.train.config import BackendConfig
+from perjoule.train.distributed import Ranks
+
+
+def examine(again: bool = False) -> Iterator[str]:
+    """Measure what is not known yet and yield one line for each finding.
+
+    Args:
+        again: forget what is known and measure everything anew.
+    """
+    host = host_facts()
+    yield f"machine    {host['cpu']}, {host['cores']} cores, {byte_size(host['memory_bytes'])} memory"
+    yield f"software   Python {host['python']}, torch {host['torch']}, perjoule {host['perjoule']}, {host['system']}"
+    profile = MachineProfile()
+    if again:
+        profile.forget()
+    early = prepare(BackendConfig(), Ranks())
+    yield f"threads    {early['threads']} (OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')})"
+    yield f"load       {os.getloadavg()[0]:.2f} processes on average in the last minute; rates are best of several"
+    for name, rate in probe.matmul_rates(profile).items():
+        exact = "" if not name.startswith("float32") or rate.error <= probe.ACCURATE else "  not exact to float32"
+        yield f"matmul     {name:<16} {si(rate.flops, 'FLOP/s'):>14}   relative error {rate.error:.1e}{exact}"
+    if not probe.cpu_has_bf16():
+        yield "matmul     bf16             not in this CPU's hardware; emulation would be slower than float32"
+    yield "matmul     fp16             never used on CPUs: slower than bf16 and short of range"
+    yield f"memory     copy bandwidth   {si(probe.copy_bandwidth(profile), 'B/s'):>14}   read plus written, 256 MB"
+    compiler = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
+    yield f"compiler   {compiler or 'none on the path: torch.compile is not used'}"
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    yield f"gpu        {f'{cuda} CUDA devices' if cuda else 'torch sees none'}"
+    backend = choose(BackendConfig(), torch.device("cpu"), early, profile)
+    for line in backend.why:
+        yield f"auto       {line}"
+    yield f"profile    {profile.path}"

@@ -1,0 +1,80 @@
+"""What a run is: the facts of its model and data, and what may not change when it is continued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from perjoule.config import Config
+from perjoule.config.resolve import Resolved
+from perjoule.core.errors import ConfigError, DataError
+from perjoule.data.contract import DataSet
+from perjoule.models.contract import FlopsPerToken, count_parameters
+from perjoule.runs import folder
+from perjoule.train.config import TrainConfig
+
+MAY_CHANGE = (
+    "stop.",
+    "evaluate.",
+    "checkpoint.",
+    "record.",
+    "debug.",
+    "backend.",
+    "batch.accumulation",
+    "batch.workers",
+    "data.cache",
+    "name",
+    "runs",
+    "device",
+)
+"""Keys that do not change what is trained; every other difference makes it another run."""
+
+
+def check_same_run(run: Path, resolved: Resolved[TrainConfig]) -> None:
+    """Refuse to continue a run with another model, data, batch or optimizer.
+
+    Raises:
+        ConfigError: listing what differs.
+    """
+    before = {key: entry["value"] for key, entry in folder.read_resolved(run).items()}
+    now = {key: entry["value"] for key, entry in resolved.as_json().items()}
+    differing = [
+        f"{key} was {before.get(key)!r}, now it is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if differing:
+        raise ConfigError(f"{run} cannot be resumed with another configuration: {'; '.join(differing)}")
+
+
+def check_same_data(run: Path, manifest: dict[str, Any], data: DataSet) -> None:
+    """Refuse to continue a run on data that has changed since.
+
+    Raises:
+        DataError: if the data's identity differs.
+    """
+    before, now = manifest["data"]["facts"].get("identity"), data.facts.get("identity")
+    if before != now:
+        raise DataError(
+            f"the data is not what {run} was trained on: its identity was {before}, now it is {now}; start a new run"
+        )
+
+
+def model_facts(config: Config, module: nn.Module, data: DataSet) -> dict[str, Any]:
+    """Return what the manifest says of the model."""
+    facts: dict[str, Any] = {"kind": getattr(config, "kind", None), "parameters": count_parameters(module)}
+    if hasattr(config, "num_body_parameters"):
+        facts["parameters_non_embedding"] = config.num_body_parameters
+    count_flops: Callable[[int], FlopsPerToken] | None = getattr(module, "flops_per_token", None)
+    if count_flops is not None and "seq_len" in data.shape:
+        flops = count_flops(data.shape["seq_len"])
+        facts |= {"flops_per_token": flops.full, "flops_per_token_causal": flops.causal}
+    return facts
+
+
+def data_facts(data: DataSet) -> dict[str, Any]:
+    """Return what the manifest says of the data."""
+    return {**data.shape, "kind": data.facts.get("kind"), "facts": dict(data.facts)}

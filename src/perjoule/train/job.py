@@ -1,0 +1,65 @@
+"""What the training loop is given, and what it hands on after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from perjoule.data.contract import Batch
+from perjoule.measure.recorder import Recorder
+from perjoule.train.backend import Backend
+from perjoule.train.config import TrainConfig
+from perjoule.train.distributed import Ranks
+from perjoule.train.optimizer import Clipper
+from perjoule.train.stopping import Goal, SignalFlag
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one step did, over all ranks."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    samples: int
+    tokens: int
+    useful: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a loop needs, built by :mod:`perjoule.train.run`.
+
+    Args:
+        config: the run's configuration.
+        model: what is called: the module, compiled or wrapped for several ranks.
+        optimizer: with learning rates that the loop sets.
+        clipper: bounds the gradient and returns its norm.
+        batches: this rank's micro-batches, in the order of the stream.
+        recorder: of phases.
+        backend: precision and device.
+        ranks: this process's place.
+        goal: when it is over.
+        signals: whether somebody asked to stop.
+        on_step: takes the step's record; may print and write, never changes training.
+        evaluate: measures the held-out loss; returns whether the state shall be saved.
+        save: writes a checkpoint.
+    """
+
+    config: TrainConfig
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    clipper: Clipper
+    batches: Iterator[Batch]
+    recorder: Recorder
+    backend: Backend
+    ranks: Ranks
+    goal: Goal
+    signals: SignalFlag
+    on_step: Callable[[StepRecord], None]
+    evaluate: Callable[[], bool]
+    save: Callable[[], None]

@@ -1,0 +1,135 @@
+"""Short measurements of this machine: matrix products per precision, attention kernels, memory bandwidth.
+
+Every probe takes the best of several repetitions (what the machine can do, not what its other tenants left over),
+states its error against float64, and is kept in the machine's profile.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from perjoule.measure.machine import MachineProfile, cpu_info
+
+SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (2048, 256, 768), (2048, 1024, 1024))
+"""(rows, inner, columns) of the products; the peak is the best over all of them."""
+ACCURATE = 1e-5
+"""Largest relative error of a product that still counts as float32."""
+
+
+@dataclass(frozen=True)
+class MatmulRate:
+    """How fast and how exactly this machine multiplies matrices in one precision.
+
+    Args:
+        flops: floating-point operations per second, best over ``SHAPES``.
+        error: relative error against float64, Frobenius norm, worst over ``SHAPES``.
+    """
+
+    flops: float
+    error: float
+
+
+def best_s(run: Callable[[], Any], budget_s: float) -> float:
+    """Return the shortest time of one call, after one call to warm up, repeating for about ``budget_s``."""
+    run()
+    best, end = float("inf"), time.perf_counter() + budget_s
+    while True:
+        begun = time.perf_counter()
+        run()
+        now = time.perf_counter()
+        best = min(best, now - begun)
+        if now > end:
+            return best
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether the CPU multiplies bf16 in hardware; emulated bf16 is far slower than float32."""
+    return bool(cpu_info()["flags"] & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+
+def matmul_rates(profile: MachineProfile, budget_s: float = 0.06) -> dict[str, MatmulRate]:
+    """Return the rate of ``float32-highest``, ``float32-medium`` and, where the CPU has it, ``bf16``.
+
+    Args:
+        profile: read first, filled afterwards.
+        budget_s: time for each shape and precision.
+    """
+    key = f"matmul/threads={torch.get_num_threads()}"
+    stored = profile.get(key)
+    if stored is None:
+        before = torch.get_float32_matmul_precision()
+        try:
+            rates = {}
+            for precision in ("highest", "medium"):
+                torch.set_float32_matmul_precision(precision)
+                rates[f"float32-{precision}"] = _matmul_rate(torch.float32, budget_s)
+        finally:
+            torch.set_float32_matmul_precision(before)
+        if cpu_has_bf16():
+            rates["bf16"] = _matmul_rate(torch.bfloat16, budget_s)
+        stored = {name: asdict(rate) for name, rate in rates.items()}
+        profile.put(key, stored)
+    return {name: MatmulRate(**rate) for name, rate in stored.items()}
+
+
+def _matmul_rate(dtype: torch.dtype, budget_s: float) -> MatmulRate:
+    """Measure products of ``SHAPES`` in one type under the current float32 setting."""
+    generator = torch.Generator().manual_seed(0)
+    flops, error = 0.0, 0.0
+    for rows, inner, columns in SHAPES:
+        left = torch.randn(rows, inner, generator=generator)
+        right = torch.randn(inner, columns, generator=generator)
+        a, b = left.to(dtype), right.to(dtype)
+        flops = max(flops, 2 * rows * inner * columns / best_s(partial(torch.mm, a, b), budget_s))
+        sample = slice(0, 64)  # the rows are alike; 64 of them tell the error
+        exact = left[sample].double() @ right.double()
+        error = max(error, float(((a @ b)[sample].double() - exact).norm() / exact.norm()))
+    return MatmulRate(flops, error)
+
+
+def attention_seconds(
+    profile: MachineProfile,
+    kernels: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]],
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    budget_s: float = 0.15,
+) -> dict[str, float]:
+    """Return the seconds of one forward and backward pass of each attention kernel.
+
+    Args:
+        profile: read first, filled afterwards.
+        kernels: causal attention of query, key and value, each of ``shape``.
+        shape: (batch, heads, seq_len, head_dim).
+        dtype: type of the inputs.
+        budget_s: time for each kernel.
+    """
+    key = f"attention/{'x'.join(map(str, shape))}/{dtype}/threads={torch.get_num_threads()}"
+    stored = profile.get(key)
+    if stored is None or set(stored) != set(kernels):
+        generator = torch.Generator().manual_seed(0)
+        inputs = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+
+        def run(kernel: Callable[..., torch.Tensor]) -> None:
+            torch.autograd.grad(kernel(*inputs).float().sum(), inputs)
+
+        stored = {name: best_s(partial(run, kernel), budget_s) for name, kernel in kernels.items()}
+        profile.put(key, stored)
+    return dict(stored)
+
+
+def copy_bandwidth(profile: MachineProfile, num_bytes: int = 256_000_000) -> float:
+    """Return the bytes per second read plus written when a block much larger than the caches is copied."""
+    key = f"bandwidth/threads={torch.get_num_threads()}"
+    stored = profile.get(key)
+    if stored is None:
+        source = torch.ones(num_bytes // 4)
+        target = torch.empty_like(source)
+        stored = 2 * num_bytes / best_s(lambda: target.copy_(source), 0.5)
+        profile.put(key, stored)
+    return float(stored)

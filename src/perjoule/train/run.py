@@ -1,0 +1,285 @@
+"""One training run from its configuration: build the parts, open the folder, hand them to the loop, end in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from perjoule.config import yaml
+from perjoule.config.resolve import Resolved
+from perjoule.core.errors import ConfigError, DataError
+from perjoule.core.seeding import derive
+from perjoule.data.contract import DataSet, Samples
+from perjoule.data.prefetch import Prefetcher
+from perjoule.measure.machine import MachineProfile, process_age_s
+from perjoule.runs import checkpoints, folder
+from perjoule.runs.folder import RunFolder
+from perjoule.train import backend as backends
+from perjoule.train import debug
+from perjoule.train.backend import Backend
+from perjoule.train.checkpoint import load_weights, restore
+from perjoule.train.config import BackendConfig, TrainConfig
+from perjoule.train.console import Console
+from perjoule.train.distributed import Ranks
+from perjoule.train.identity import check_same_data, check_same_run, data_facts, model_facts
+from perjoule.train.job import Job
+from perjoule.train.loop import Loop
+from perjoule.train.optimizer import Clipper
+from perjoule.train.session import Session
+from perjoule.train.stopping import Goal, Progress, SignalFlag
+from perjoule.train.stream import Stream
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Args:
+        run: its folder; None if the run only walked over the data.
+        status: ``finished`` or ``stopped``.
+        reason: why.
+        step: optimizer steps taken.
+        held_out_loss: of the last evaluation in nats per token; None if there was none.
+        signal: number of the signal that stopped it, or None.
+    """
+
+    run: Path | None
+    status: str
+    reason: str
+    step: int
+    held_out_loss: float | None = None
+    signal: int | None = None
+
+
+def train(
+    config: TrainConfig | Resolved[TrainConfig],
+    *,
+    recipe: str = "run",
+    resume: Path | None = None,
+    console: Console | None = None,
+) -> TrainResult:
+    """Train one model and record it.
+
+    Args:
+        config: what to train; with the sources of its values if it came from a file.
+        recipe: a name for the run folder.
+        resume: an existing run folder to continue.
+        console: where lines go.
+
+    Raises:
+        PerjouleError: with one clear line; the run folder says how it ended.
+    """
+    resolved = config if isinstance(config, Resolved) else Resolved(config, {})
+    if resume is not None:
+        check_same_run(resume, resolved)
+    ranks = Ranks.join(resolved.config.device)
+    console = console or Console(silent=not ranks.leads)
+    try:
+        return _Assembly(resolved, recipe, resume, ranks, console).execute()
+    finally:
+        console.close()
+        ranks.leave()
+
+
+class _Assembly:
+    """Builds the parts of a run in the order in which they need one another, and times the start-up."""
+
+    def __init__(
+        self, resolved: Resolved[TrainConfig], recipe: str, resume: Path | None, ranks: Ranks, console: Console
+    ) -> None:
+        self.resolved, self.config, self.recipe = resolved, resolved.config, recipe
+        self.resume, self.ranks, self.console = resume, ranks, console
+        self.startup_s = {"import": process_age_s()}
+        self.profile = MachineProfile()
+
+    def execute(self) -> TrainResult:
+        """Build, train, end."""
+        config, ranks = self.config, self.ranks
+        device = _device(config.device, ranks)
+        settings = _backend_config(config, self.resume)
+        early = backends.prepare(settings, ranks)
+        data = self._timed("data", self._build_data)
+        samples = data.split("train")
+        stream = Stream(config.batch, config.debug, ranks, samples.num_samples)
+        if config.debug.data_only:
+            debug.walk_data(stream, samples, config, self.console)
+            return TrainResult(None, folder.FINISHED, "walked over the data", 0)
+        backend = self._timed("backend", lambda: backends.choose(settings, device, early, self.profile))
+        module = self._timed("model", lambda: self._build_model(data, backend))
+        self._timed("backend", lambda: backend.tune(module, stream.rows, self.profile))
+        held_out = self._held_out(data)
+        run = self._open_folder(data, module)
+        try:
+            path = ranks.from_leader(run.path if run else None)
+            if ranks.leads:
+                self.console.log_to(path / folder.LOG)
+            self.console.line(f"run {path}")
+            return self._train(run, path, backend, module, stream, samples, held_out)
+        finally:
+            if run is not None:
+                run.close()
+
+    def _timed(self, name: str, build: Callable[[], T]) -> T:
+        """Run a part of the start-up and note its seconds."""
+        begun = time.monotonic()
+        result = build()
+        self.startup_s[name] = self.startup_s.get(name, 0.0) + time.monotonic() - begun
+        return result
+
+    def _build_data(self) -> DataSet:
+        """Let the leader prepare the data; the others take what it leaves in the cache."""
+        data: DataSet | None = self.config.data.build(self.config.seed) if self.ranks.leads else None  # type: ignore[attr-defined]
+        self.ranks.from_leader(None)
+        return data if data is not None else self.config.data.build(self.config.seed)  # type: ignore[attr-defined]
+
+    def _build_model(self, data: DataSet, backend: Backend) -> nn.Module:
+        """Build the module from its own random stream, in the chosen type, with the given weights."""
+        config = self.config
+        torch.manual_seed(derive(config.seed, "model"))
+        module: nn.Module = config.model.build(data.shape)  # type: ignore[attr-defined]
+        torch.manual_seed(derive(config.seed, "training", self.ranks.rank))
+        if config.initial_weights is not None:
+            load_weights(config.initial_weights, module)
+        if backend.settings["precision"] == "bf16":
+            module = module.to(torch.bfloat16)
+        return module.to(backend.device)
+
+    def _held_out(self, data: DataSet) -> Samples | None:
+        """Return the split to evaluate on; say why if there is none, unless evaluations were asked for."""
+        section = self.config.evaluate
+        try:
+            return data.split(section.split)
+        except DataError as error:
+            if section.every_steps:
+                raise
+            self.console.line(f"held-out loss: not measured ({error})")
+            return None
+
+    def _open_folder(self, data: DataSet, module: nn.Module) -> RunFolder | None:
+        """Create the run folder, or reopen it; only the leader has one."""
+        config = self.config
+        if not self.ranks.leads:
+            return None
+        if self.resume is not None:
+            run = RunFolder.reopen(self.resume)
+            check_same_data(self.resume, run.manifest, data)
+            return run
+        path = config.runs / (config.name or folder.new_run_id(self.recipe))
+        facts = {"recipe": self.recipe, "model": model_facts(config.model, module, data), "data": data_facts(data)}
+        return RunFolder.create(path, yaml.dump(config.model_dump(mode="json")), self.resolved.as_json(), facts)
+
+    def _train(
+        self,
+        run: RunFolder | None,
+        path: Path,
+        backend: Backend,
+        module: nn.Module,
+        stream: Stream,
+        samples: Samples,
+        held_out: Samples | None,
+    ) -> TrainResult:
+        """Restore if asked, loop, end."""
+        config, ranks, rows = self.config, self.ranks, stream.rows
+        first = samples.batch(0, rows)
+        goal = Goal(config.stop, config.batch.size, stream.epoch_samples, config.batch.size * first.num_tokens // rows)
+        optimizer = config.optimizer.build(module, bool(backend.settings["fused_optimizer"]))
+        progress = self._restore(module, optimizer)
+        session = Session(
+            config, path, run, ranks, self.console, backend, module, optimizer, stream, held_out, progress
+        )
+        session.last_saved = progress.step or -1
+        if config.debug.unused_parameters:
+            unused = debug.unused_parameters(module, first, backend)
+            self.console.line(f"parameters without a gradient: {', '.join(unused) or 'none'}")
+        time_step = debug.step_timer(module, first, backend, config.batch.accumulation)
+        remaining = goal.remaining(progress)
+        called = self._timed("backend", lambda: backend.compiled(module, time_step, *remaining))
+        self.startup_s["total"] = process_age_s()
+        recorder = session.begin(self.profile, self.startup_s)
+        try:
+            with (
+                SignalFlag() as signals,
+                Prefetcher(samples, stream.ranges(progress.samples), config.batch.workers) as batches,
+                torch.autograd.set_detect_anomaly(config.debug.anomaly_detection),
+            ):
+                clipper = Clipper(list(module.parameters()), config.optimizer.clip_norm)
+                job = Job(
+                    config=config,
+                    model=ranks.wrap(called),
+                    optimizer=optimizer,
+                    clipper=clipper,
+                    batches=batches,
+                    recorder=recorder,
+                    backend=backend,
+                    ranks=ranks,
+                    goal=goal,
+                    signals=signals,
+                    on_step=session.on_step(goal),
+                    evaluate=session.evaluate,
+                    save=session.save,
+                )
+                if config.debug.rehearsal:
+                    debug.rehearse(job, module, first, session.checkpointer, self.console)
+                self.console.begin()
+                reason = Loop(job, progress).run()
+                status = folder.STOPPED if signals.received else folder.FINISHED
+                session.end(recorder, status, reason)
+        except BaseException as error:
+            session.fail(error)
+            raise
+        return TrainResult(path, status, reason, progress.step, session.last_loss, signals.received)
+
+    def _restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+        """Continue at the newest whole checkpoint of the run, or begin at the beginning."""
+        if self.resume is None:
+            return Progress()
+        saved = self.resume / folder.CHECKPOINTS
+        newest: Path | None = None
+        if self.ranks.leads:
+            checkpoints.clean(saved)
+            newest = checkpoints.newest_whole(saved, self.console.line)
+        newest = self.ranks.from_leader(newest)
+        if newest is None:
+            self.console.line("no checkpoint yet: training starts again at step 1")
+            return Progress()
+        progress, same_random_states = restore(newest, module, optimizer, self.ranks.rank)
+        if not same_random_states:
+            self.console.line("this run has more ranks than before: the new ones start their random states afresh")
+        self.console.line(f"continues after step {progress.step}, from {newest}")
+        return progress
+
+
+def _backend_config(config: TrainConfig, resume: Path | None) -> BackendConfig:
+    """Return the backend section; a resumed run repeats what was chosen before, except what is now set by hand."""
+    if resume is None:
+        return config.backend
+    segments = folder.read_manifest(resume)["segments"]
+    if not segments:
+        return config.backend
+    given = config.backend.model_dump(exclude={"preset"})
+    chosen = {**segments[-1]["backend"]["chosen"]}
+    return BackendConfig(**{**chosen, **{key: value for key, value in given.items() if value != "auto"}})
+
+
+def _device(name: str, ranks: Ranks) -> torch.device:
+    """Return the device of this rank.
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = ranks.local_rank if name == "cuda" else int(name.removeprefix("cuda:"))
+    if index >= count:
+        accepted = f"cpu, cuda:0 to cuda:{count - 1}" if count else "cpu (torch sees no CUDA device)"
+        raise ConfigError(f"device {name} does not exist here; accepted: {accepted}")
+    return torch.device("cuda", index)

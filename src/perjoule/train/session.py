@@ -1,0 +1,191 @@
+"""One segment of a run while it trains: its entry in the manifest, its records, evaluations, checkpoints and end."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from perjoule.core import phases
+from perjoule.core.errors import PerjouleError
+from perjoule.data.contract import Samples
+from perjoule.evaluate.loss import held_out_loss
+from perjoule.measure.machine import MachineProfile, host_facts
+from perjoule.measure.memory import ProcessMemory
+from perjoule.measure.recorder import Recorder
+from perjoule.runs import checkpoints, folder
+from perjoule.runs.folder import RunFolder
+from perjoule.runs.journal import JournalWriter
+from perjoule.train.backend import Backend
+from perjoule.train.checkpoint import Checkpointer, Saved, random_state
+from perjoule.train.config import TrainConfig
+from perjoule.train.console import Console
+from perjoule.train.distributed import Ranks
+from perjoule.train.job import StepRecord
+from perjoule.train.stopping import Goal, Progress
+from perjoule.train.stream import Stream
+
+
+@dataclass
+class Session:
+    """Keeps what the loop produces. Only the leading rank has a folder and writes.
+
+    Args:
+        config: the run's configuration.
+        path: the run folder, known to all ranks.
+        folder: its writer; None on other ranks.
+        ranks: this process's place.
+        console: where lines go.
+        backend: precision and device.
+        module: the model, not compiled and not wrapped.
+        optimizer: its optimizer.
+        stream: cuts the held-out split.
+        held_out: the split to evaluate on; None if it is too short.
+        progress: where the run is; shared with the loop.
+    """
+
+    config: TrainConfig
+    path: Path
+    folder: RunFolder | None
+    ranks: Ranks
+    console: Console
+    backend: Backend
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    stream: Stream
+    held_out: Samples | None
+    progress: Progress
+    last_loss: float | None = None
+    last_evaluated: int = -1
+    last_saved: int = -1
+    segment: int = 0
+    memory: ProcessMemory = field(default_factory=ProcessMemory)
+
+    def __post_init__(self) -> None:
+        section = self.config.checkpoint
+        self.checkpointer = Checkpointer(
+            self.path / folder.CHECKPOINTS, self.module, self.optimizer, section.keep, section.asynchronous, self._saved
+        )
+
+    def begin(self, profile: MachineProfile, startup_s: dict[str, float]) -> Recorder:
+        """Write the segment's entry of the manifest, print what was chosen, and open this rank's journal."""
+        record = self.config.record
+        if self.folder is not None:
+            self.folder.begin_segment(
+                {
+                    "host": host_facts(),
+                    "device": str(self.backend.device),
+                    "world_size": self.ranks.world_size,
+                    "first_step": self.progress.step + 1,
+                    "warmup_steps": record.warmup_steps,
+                    "startup_s": {name: round(value, 4) for name, value in startup_s.items()},
+                    "backend": self.backend.facts(),
+                    "peak": self.backend.peak(profile),
+                    "fence": record.fence.value,
+                }
+            )
+        for line in self.backend.why:
+            self.console.line(f"backend: {line}")
+        self.console.line("backend: " + ", ".join(f"{key} {value}" for key, value in self.backend.settings.items()))
+        self.segment = self.ranks.from_leader(self.folder.segment if self.folder else None)
+        journal = None
+        if record.enabled:
+            names = (*phases.RECORDED, *getattr(self.module, "phases", ()))
+            facts = {"rank": self.ranks.rank, "segment": self.segment}
+            journal = JournalWriter(folder.event_path(self.path, self.segment, self.ranks.rank), names, facts)
+        return Recorder(journal, self.backend.fence, record.fence)
+
+    def on_step(self, goal: Goal) -> Callable[[StepRecord], None]:
+        """Return what the loop calls after each step: one line of metrics, and the progress display."""
+        run = self.folder if self.config.record.enabled else None
+        console, progress, segment, memory = self.console, self.progress, self.segment, self.memory
+
+        def on_step(record: StepRecord) -> None:
+            if run is not None:
+                loss, norm = (repr(v) if math.isfinite(v) else "null" for v in (record.loss, record.grad_norm))
+                run.append(
+                    f'{{"kind":"step","segment":{segment},"step":{record.step},"loss":{loss},"grad_norm":{norm},'
+                    f'"lr":{record.lr!r},"samples":{record.samples},"tokens":{record.tokens},"useful":{record.useful},'
+                    f'"memory_bytes":{json.dumps(memory.read_bytes())}}}'
+                )
+            console.step(record, goal.fraction(progress), progress.seconds)
+
+        return on_step
+
+    def evaluate(self) -> bool:
+        """Measure the held-out loss and take note of it; return whether its state shall be saved as the best."""
+        assert self.held_out is not None
+        section, progress = self.config.evaluate, self.progress
+        with self.backend.autocast():
+            batches = self.stream.held_out(self.held_out, section.batches)
+            result = held_out_loss(self.module, batches, self.backend.to_device, self.ranks.total)
+        self.last_loss, self.last_evaluated = result.loss, progress.step
+        best = progress.saw_held_out_loss(result.loss)
+        if self.folder is not None:
+            self.folder.append_event(
+                "evaluate",
+                step=progress.step,
+                split=section.split,
+                loss=result.loss if math.isfinite(result.loss) else None,
+                tokens=result.useful,
+                seconds=result.seconds,
+            )
+        mark = " (best so far)" if best else ""
+        self.console.line(f"step {progress.step}: {section.split} loss {result.loss:.4f}{mark}")
+        return best and self.config.checkpoint.best
+
+    def save(self) -> None:
+        """Write a checkpoint, once per step."""
+        progress = self.progress
+        if self.last_saved == progress.step:
+            return
+        self.last_saved = progress.step
+        states = self.ranks.gather(random_state())
+        if self.folder is not None:
+            if progress.best_step == progress.step and progress.best_loss is not None:
+                checkpoints.mark_best(self.folder.checkpoints, progress.step, progress.best_loss)
+            self.checkpointer.save(progress, states)
+
+    def _saved(self, saved: Saved) -> None:
+        """Record a checkpoint that is on the disk. Called from the writing thread."""
+        if self.folder is not None:
+            self.folder.append_event(
+                "checkpoint",
+                step=saved.step,
+                path=str(saved.path.relative_to(self.path)),
+                bytes=saved.num_bytes,
+                blocked_s=saved.blocked_s,
+                write_s=saved.write_s,
+                best=checkpoints.best_step(self.folder.checkpoints) == saved.step,
+            )
+
+    def end(self, recorder: Recorder, status: str, reason: str) -> None:
+        """Evaluate once more unless asked to stop, save the last state, and write how the segment ended."""
+        progress = self.progress
+        if self.held_out is not None and status == folder.FINISHED and self.last_evaluated != progress.step:
+            with recorder.phase(phases.EVALUATE):
+                self.evaluate()
+        with recorder.phase(phases.CHECKPOINT):
+            self.save()
+        self.checkpointer.wait()
+        recorder.close()
+        if self.folder is not None:
+            self.folder.end(status, reason, last_step=progress.step, seconds=progress.seconds)
+        self.console.line(f"{status}: {reason}, at step {progress.step}")
+
+    def fail(self, error: BaseException) -> None:
+        """Write why the run ended early, as far as that is still possible."""
+        if self.folder is None or not self.folder.manifest["segments"]:
+            return
+        reason = str(error) if isinstance(error, PerjouleError) else f"{type(error).__name__}: {error}"
+        status = folder.STOPPED if isinstance(error, KeyboardInterrupt) else folder.FAILED
+        try:
+            self.checkpointer.wait()
+            self.folder.end(status, reason, last_step=self.progress.step, seconds=self.progress.seconds)
+        except PerjouleError as second:  # a full disk, most likely; the journal and the checkpoints before stay
+            self.console.line(str(second))

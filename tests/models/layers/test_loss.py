@@ -1,0 +1,106 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from perjoule.models.layers.loss import IGNORED, chunked_next_token_loss, next_token_loss
+
+ROWS, VOCAB_SIZE, DIM = 64, 50, 8
+
+
+@pytest.fixture
+def hidden() -> Tensor:
+    return torch.randn(ROWS, DIM, requires_grad=True)
+
+
+@pytest.fixture
+def weight() -> Tensor:
+    return torch.randn(VOCAB_SIZE, DIM, requires_grad=True)
+
+
+@pytest.fixture
+def labels() -> Tensor:
+    labels = torch.randint(VOCAB_SIZE, (ROWS,))
+    labels[::3] = IGNORED
+    return labels
+
+
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the number of elements of the largest tensor that any operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out
+
+
+def test_loss_of_equal_logits_is_the_logarithm_of_the_vocabulary() -> None:
+    loss = next_token_loss(torch.zeros(4, VOCAB_SIZE), torch.tensor([0, 1, 2, IGNORED]))
+    assert loss.item() == pytest.approx(math.log(VOCAB_SIZE))
+
+
+def test_loss_is_the_mean_over_rows_that_are_not_ignored(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
+    logits = (hidden @ weight.T).double()
+    terms = [
+        torch.logsumexp(logits[row], 0).item() - logits[row, label].item()
+        for row, label in enumerate(labels.tolist())
+        if label != IGNORED
+    ]
+    assert next_token_loss(logits, labels).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+def test_ignored_rows_have_no_gradient(labels: Tensor) -> None:
+    logits = torch.randn(ROWS, VOCAB_SIZE, requires_grad=True)
+    (gradient,) = torch.autograd.grad(next_token_loss(logits, labels), logits)
+    moved = gradient.abs().sum(dim=1) > 0
+    assert torch.equal(moved, labels != IGNORED)
+
+
+@pytest.mark.parametrize("chunk_rows", [None, 10])
+def test_loss_without_any_label_is_zero_with_zero_gradient(
+    chunk_rows: int | None, hidden: Tensor, weight: Tensor
+) -> None:
+    labels = torch.full((ROWS,), IGNORED)
+    if chunk_rows is None:
+        loss = next_token_loss(hidden @ weight.T, labels)
+    else:
+        loss = chunked_next_token_loss(hidden, weight, labels, chunk_rows)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert loss.item() == 0
+    assert torch.equal(gradient, torch.zeros_like(weight))
+
+
+def test_loss_of_bfloat16_logits_is_formed_in_float32(labels: Tensor) -> None:
+    logits = torch.randn(ROWS, VOCAB_SIZE).bfloat16()
+    loss = next_token_loss(logits, labels)
+    assert loss.dtype == torch.float32
+    assert loss.item() == next_token_loss(logits.float(), labels).item()
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 10, 64, 1000])
+def test_chunked_loss_equals_the_whole_with_gradients(
+    chunk_rows: int, hidden: Tensor, weight: Tensor, labels: Tensor
+) -> None:
+    whole = next_token_loss(hidden @ weight.T, labels)
+    chunked = chunked_next_token_loss(hidden, weight, labels, chunk_rows)
+    torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=0)
+    expected = torch.autograd.grad(whole, (hidden, weight))
+    actual = torch.autograd.grad(chunked, (hidden, weight))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_chunked_loss_never_forms_all_logits(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
+    whole, chunked = LargestTensor(), LargestTensor()  # type: ignore[no-untyped-call]
+    with whole:
+        next_token_loss(hidden @ weight.T, labels).backward()  # type: ignore[no-untyped-call]
+    with chunked:
+        chunked_next_token_loss(hidden, weight, labels, 10).backward()  # type: ignore[no-untyped-call]
+    assert whole.numel == ROWS * VOCAB_SIZE
+    assert chunked.numel == max(10 * VOCAB_SIZE, ROWS * DIM)

@@ -1,0 +1,53 @@
+"""Run every function of the models with its named axes checked by beartype; a program for test_named_axes.py.
+
+A process of its own, because the checks are woven in at import and torch.compile cannot trace them.
+"""
+
+from typing import Any
+
+import pydantic
+from beartype import BeartypeConf, BeartypeHintOverrides
+from jaxtyping import TypeCheckError, install_import_hook
+
+CONF = BeartypeConf(hint_overrides=BeartypeHintOverrides({pydantic.ValidationInfo: object}))  # type: ignore[operator]
+"""pydantic's own argument is a protocol that beartype cannot check."""
+
+install_import_hook("perjoule.models", "beartype.beartype(conf=__import__('__main__').CONF)")
+
+import torch  # noqa: E402
+
+from perjoule.models.layers.loss import chunked_next_token_loss, next_token_loss  # noqa: E402
+from perjoule.models.layers.rope import rotate  # noqa: E402
+from perjoule.models.transformer import TransformerConfig  # noqa: E402
+
+
+def train_one_step(**settings: Any) -> None:
+    config = TransformerConfig(dim=32, num_layers=2, num_heads=4, **settings)
+    model = config.build({"vocab_size": 20, "seq_len": 10})
+    tokens = torch.randint(20, (3, 9))
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = model({"input_ids": tokens, "labels": tokens}, with_logits=enabled)
+        output.loss.backward()
+
+
+def refused(function: Any, *arguments: Any) -> None:
+    """Prove that the checks are on.
+
+    Raises:
+        AssertionError: if a call with wrong axes is accepted.
+    """
+    try:
+        function(*arguments)
+    except TypeCheckError:
+        return
+    raise AssertionError(f"{function.__name__} accepts wrong axes")
+
+
+train_one_step()
+train_one_step(attention="blocked", num_kv_heads=2, tie_embeddings=True)
+train_one_step(activation_checkpointing=True, loss_chunk_rows=5)
+refused(rotate, torch.ones(1, 2, 9, 8), torch.ones(2, 8, 4))
+refused(next_token_loss, torch.ones(4, 20), torch.zeros(3, dtype=torch.int64))
+refused(chunked_next_token_loss, torch.ones(4, 8), torch.ones(20, 7), torch.zeros(4, dtype=torch.int64), 2)
+print("named axes hold")

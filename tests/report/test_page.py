@@ -1,0 +1,156 @@
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.runs.synthetic import DATA, MODEL, SyntheticRun, finished_run, interrupted_and_resumed_run
+
+from perjoule.report import page
+from perjoule.report.summary import summarize
+from perjoule.report.wording import run_labels
+from perjoule.runs.tables import Run, load_run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">\"'&"
+
+
+def hostile_run(path: Path) -> Run:
+    """Write a run in which everything that people or machines name is an attack."""
+    resolved = {HOSTILE: {"value": HOSTILE, "source": HOSTILE}, "long": {"value": "x" * 3000, "source": "default"}}
+    run = SyntheticRun(
+        path, resolved, id=HOSTILE, recipe=HOSTILE, model=MODEL | {"kind": HOSTILE}, data=DATA | {"kind": HOSTILE}
+    )
+    run.segment(device=HOSTILE, host={"name": HOSTILE}, peak={"unavailable": HOSTILE}, fence=HOSTILE)
+    run.train(1, 99)
+    run.train_with_evaluation(100, 3.0)
+    return load_run(run.end(status=HOSTILE, reason=HOSTILE))
+
+
+class Tags(HTMLParser):
+    """Collect what a browser would build."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+
+def parsed(html: str) -> Tags:
+    tags = Tags()
+    tags.feed(html)
+    return tags
+
+
+def comparison(runs: list[Run]) -> str:
+    return page.comparison_page(run_labels(runs), runs, [summarize(run) for run in runs])
+
+
+def test_nothing_that_a_run_says_becomes_markup(tmp_path: Path) -> None:
+    run = hostile_run(tmp_path / "a")
+    for html in (page.run_page(run, summarize(run)), comparison([run, run])):
+        tags = parsed(html)
+        assert "script" not in tags.tags and "img" not in tags.tags
+        assert not [name for name, _ in tags.attributes if name.startswith("on")]
+        assert "&lt;script&gt;" in html
+
+
+def test_the_page_asks_for_nothing_and_forbids_it(finished: Run) -> None:
+    html = page.run_page(finished, summarize(finished))
+    assert [(name, value) for name, value in parsed(html).attributes if name in ("src", "href")] == [("href", "data:,")]
+    assert "url(" not in html and "@import" not in html
+    assert re.search(r"default-src 'none'; style-src 'sha256-[\w+/=]{44}'; img-src data:", html)
+    assert not [name for name, _ in parsed(html).attributes if name == "style"]
+
+
+def test_the_page_shows_figures_phases_and_configuration(finished: Run) -> None:
+    html = page.run_page(finished, summarize(finished))
+    for text in ("20.5k", "no meter in this run", "Where the time went", "Configuration, 1 values", "20  (default)"):
+        assert text in html
+    assert parsed(html).tags.count("svg") == 5
+    assert html.count('role="img" aria-label="') == 5
+
+
+def test_warnings_stand_on_the_page(resumed: Run) -> None:
+    html = page.run_page(resumed, summarize(resumed))
+    assert '<ul class="card warnings"><li>segment 0: 0000-rank0.bin ends within a step' in html
+
+
+def test_a_run_without_steps_has_a_page(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "a", resolved={})
+    run.segment()
+    loaded = load_run(run.kill())
+    html = page.run_page(loaded, summarize(loaded))
+    assert "interrupted" in html and "no step was timed" in html
+    assert "svg" not in parsed(html).tags
+    assert "Configuration" not in html
+    assert "Where the time went" not in comparison([loaded, loaded])
+
+
+def test_a_comparison_draws_one_bar_and_one_curve_per_run(finished: Run, resumed: Run) -> None:
+    html = comparison([finished, resumed])
+    assert html.count('<svg class="bar"') == 2
+    assert html.count("<polyline") == 6
+    assert "124 ms per step" in html
+
+
+@contextmanager
+def browser_page(width: int, height: int, scheme: Any) -> Iterator["Page"]:
+    """Open a page in Debian's Chromium, or skip if it is not installed."""
+    if not CHROMIUM.exists():
+        reason = f"{CHROMIUM} is not installed: apt-get install -y --no-install-recommends chromium"
+        assert os.environ.get("CI") != "true", reason
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        try:
+            yield browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        finally:
+            browser.close()
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), [(360, 740, "light"), (1280, 800, "dark")])
+def test_a_browser_shows_every_page_whole_and_silently(tmp_path: Path, width: int, height: int, scheme: str) -> None:
+    hostile = hostile_run(tmp_path / "hostile")
+    runs = [load_run(finished_run(tmp_path / "a")), load_run(interrupted_and_resumed_run(tmp_path / "b")), hostile]
+    pages = [page.run_page(run, summarize(run)) for run in runs] + [comparison(runs)]
+    with browser_page(width, height, scheme) as tab:
+        said: list[str] = []
+        asked: list[str] = []
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
+        for number, html in enumerate(pages):
+            file = tmp_path / f"{number}.html"
+            file.write_text(html, encoding="utf-8")
+            tab.goto(file.as_uri())
+            for details in tab.locator("details").all():
+                details.locator("summary").click()
+            assert tab.title().endswith("· perjoule")
+            inner, outer = tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+            assert inner <= outer == width
+            drawings = tab.locator("svg").all()
+            assert len(drawings) == html.count("<svg") >= 5
+            for drawing in drawings:
+                box = drawing.bounding_box()
+                assert drawing.is_visible() and box is not None
+                assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["height"] >= 20
+            assert tab.evaluate("getComputedStyle(document.querySelector('.card')).borderTopWidth") == "1px"
+        assert said == []
+        assert {url for url in asked if not url.startswith(tmp_path.as_uri())} <= {"data:,"}

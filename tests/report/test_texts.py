@@ -1,0 +1,151 @@
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.runs.synthetic import MODEL, SyntheticRun, finished_run
+
+from perjoule.report import markdown, terminal, wording
+from perjoule.report.charts import comparison_charts, loss_chart, run_charts
+from perjoule.report.summary import Quantity, Unavailable, summarize
+from perjoule.runs.tables import Run, load_run
+
+
+@pytest.mark.parametrize(
+    ("figure", "text"),
+    [
+        (Quantity(125.0, "s", "", 1), "2 min 05 s"),
+        (Quantity(5e8, "B", "", 1), "500 MB"),
+        (Quantity(1234.0, "J", "", 1), "1.23 kJ"),
+        (Quantity(4.0, "nats", "", 1), "4.0000"),
+        (Quantity(0.2261, "fraction", "", 1), "22.6 %"),
+        (Quantity(0.0, "fraction", "", 1), "0 %"),
+        (Quantity(0.0001, "fraction", "", 1), "< 0.1 %"),
+        (Quantity(40960.0, "", "", 1), "40,960"),
+        (Quantity(54.598, "", "", 1), "54.60"),
+        (Quantity(20480.0, "tokens/s", "", 1), "20.5k tokens/s"),
+        (Quantity(0.25, "samples/s", "", 1), "0.25 samples/s"),
+        (Unavailable("because"), "–"),
+    ],
+)
+def test_figures_are_shown_with_their_unit(figure: Quantity | Unavailable, text: str) -> None:
+    assert wording.show(figure) == text
+
+
+def test_how_a_figure_was_obtained_is_said() -> None:
+    assert wording.why(Quantity(1.0, "s", "wall clock", 1200)) == "wall clock (n = 1,200)"
+    assert wording.why(Unavailable("no meter")) == "not available: no meter"
+
+
+def printed(run: Run, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    terminal.print_run(console, run, summarize(run))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_terminal_shows_every_figure_and_phase(finished: Run) -> None:
+    text = printed(finished)
+    assert "transformer, 5.26M weights · text, seq_len 256 · cpu" in text
+    assert re.search(r"Tokens per second +20.5k tokens/s +over the training time", text)
+    assert re.search(r"Energy +– +not available: no meter in this run", text)
+    assert re.search(r"backward +1 s +40.3 % +2 s +50 ms +50 ms +50 ms +15", text)
+    assert re.search(r"Time per step +100 ms +median; mean 100 ms", text)
+
+
+def test_no_line_is_wider_than_the_terminal(resumed: Run) -> None:
+    assert max(map(len, printed(resumed, 80).splitlines())) <= 80
+    assert "warning: resumed: segment 0" in printed(resumed, 80)
+
+
+def test_a_name_is_not_read_as_markup(tmp_path: Path) -> None:
+    run = load_run(finished_run(tmp_path / "[red]a[|b]", model=MODEL | {"kind": "[bold]x"}))
+    assert "[red]a[|b]" in printed(run)
+    assert "[bold]x, 5.26M" in printed(run)
+    table = markdown.run_markdown(run, summarize(run))
+    assert table.startswith("# \\[red\\]a\\[\\|b\\]\n")
+
+
+def test_markdown_tables_have_as_many_cells_as_headings(resumed: Run) -> None:
+    text = markdown.run_markdown(resumed, summarize(resumed))
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 3
+    for lines in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert "| Lost and done again | 300 ms | steps 11 to 13 were done again after a resume (n = 3) |" in text
+    assert "> segment 0: 0000-rank0.bin ends within a step" in text
+
+
+def test_markdown_shows_hostile_text_as_it_is() -> None:
+    assert markdown.escape("<b>a|b\nc</b> *x*") == "\\<b\\>a\\|b c\\</b\\> \\*x\\*"
+
+
+def test_a_comparison_has_one_row_per_run_and_the_reasons(finished: Run, resumed: Run) -> None:
+    runs = [finished, resumed]
+    summaries = [summarize(run) for run in runs]
+    text = markdown.comparison_markdown(wording.run_labels(runs), runs, summaries)
+    assert "| finished | finished | 20 | 2.48 s | 20.5k | 3.3416 | 4.0000 | 54.60 | 22.8 % | 400 MB | – |" in text
+    assert "- Energy – not available: no meter in this run" in text
+    assert "- resumed: segment 0: 0000-rank0.bin ends within a step" in text
+
+
+def test_a_terminal_comparison_shows_a_few_runs_beside_each_other(finished: Run) -> None:
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    labels = [f"run{number}" for number in range(5)]
+    terminal.print_comparison(console, labels, [finished] * 5, [summarize(finished)] * 5)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert re.search(r"run0 +run1 +run2 +run3\n", text)
+    assert len(re.findall("Perplexity", text)) == 2
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folder(tmp_path: Path) -> None:
+    first, second = (load_run(finished_run(tmp_path / name / "same")) for name in "ab")
+    assert wording.run_labels([first, second]) == [str(first.path), str(second.path)]
+
+
+def test_facts_name_every_segment(resumed: Run) -> None:
+    facts = dict(wording.facts(resumed))
+    assert facts["Segment 0"].startswith("steps 1 to ?, 2 of warm-up")
+    assert facts["Segment 1"].startswith("steps 11 to 20, 2 of warm-up")
+    assert facts["Segment 1, start-up"] == "import: 1.25 s; data: 500 ms; model: 250 ms"
+    assert facts["Segment 0, backend"] == "chosen: precision: bf16; why: the CPU has AMX"
+    assert facts["Data"] == "kind: text; vocab_size: 4,096; seq_len: 256; facts: documents: 1,200"
+
+
+def test_several_ranks_are_named(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "a")
+    run.segment(world_size=2, device="cuda")
+    assert wording.headline(load_run(run.kill())).endswith("2 × cuda")
+
+
+def test_a_run_has_the_drawings_it_has_data_for(finished: Run, tmp_path: Path) -> None:
+    charts = run_charts(finished, summarize(finished))
+    assert [chart.title for chart in charts] == ["Loss", "Tokens per second", "Time per step", "Memory"]
+    run = SyntheticRun(tmp_path / "a")
+    run.segment()
+    run.train(1, 3, tokens=0, useful=0, memory_bytes=None)
+    loaded = load_run(run.end())
+    titles = [chart.title for chart in run_charts(loaded, summarize(loaded))]
+    assert titles == ["Loss", "Samples per second", "Time per step"]
+
+
+def test_a_long_loss_curve_says_what_is_not_drawn(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "a")
+    run.segment()
+    run.train(1, 500)
+    run.train(501, 502, loss=None)
+    chart = loss_chart(load_run(run.end()))
+    assert "the start, up to 8, is not drawn" in chart.caption
+    assert "2 losses were not finite" in chart.caption
+    assert chart.legend == (("c0", "training"),)
+
+
+def test_compared_curves_are_drawn_by_step_tokens_and_time(finished: Run, tmp_path: Path) -> None:
+    slow = SyntheticRun(tmp_path / "slow")
+    slow.segment()
+    slow.train(1, 400, slow=dict.fromkeys(range(1, 401), 6.0))
+    charts = comparison_charts(["a", "b"], [finished, load_run(slow.end())])
+    assert [chart.title for chart in charts] == ["Loss by step", "Loss by tokens", "Loss by minutes of training"]
+    assert all(chart.svg.count("<polyline") == 2 for chart in charts)
