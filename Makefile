@@ -1,13 +1,69 @@
-# Two commands for users: `make demo` trains the default recipe, `make check` runs everything CI runs.
+# For users: `make demo` sets up and trains the default recipe, `make check` sets up and passes everything CI runs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
+
+.PHONY: demo check format lint types imports test browser peers lock clean
+
+demo: $(VENV)/base
+	$(BIN)/perjoule train recipes/default.yaml name=$(DEMO)
+	$(BIN)/perjoule report runs/$(DEMO)
+
+check: lint types imports test
+
+format: $(VENV)/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+imports: $(VENV)/dev
+	$(BIN)/lint-imports
+
+# Two test processes on two cores; one thread each, so that they do not take each other's core.
+test: $(VENV)/dev browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The report is tested in a real browser. Debian's is installed where that is allowed; elsewhere its test says so.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	  || echo "chromium is missing and cannot be installed here: the browser test will be skipped"
+
+# Other frameworks, for benchmarks/ only; some of them break the project's own environment.
+peers: .peers/ready
+
+.peers/ready: requirements-peers.lock
+	$(PYTHON) -m venv .peers
+	.peers/bin/pip install --quiet --disable-pip-version-check --constraint requirements-peers.lock torch
+	.peers/bin/pip install --quiet --disable-pip-version-check --constraint requirements-peers.lock \
+	  transformers accelerate lightning --editable .
+	touch $@
 
 $(VENV)/base: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e .
+	$(INSTALL) --editable .
 	touch $@
 
 $(VENV)/dev: $(VENV)/base
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	$(INSTALL) --editable '.[dev]'
 	touch $@
+
+# Take the newest versions that fit pyproject.toml and pin them (docs/decisions/0002-one-lock.md).
+lock:
+	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/pip install --quiet torch==2.13.0
+	$(VENV)/lock/bin/pip install --quiet --editable '.[dev]'
+	{ echo '# Pinned versions of everything, used as constraints by make and CI. Renew with `make lock`.'; \
+	  $(VENV)/lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock
+	rm -rf $(VENV)/lock
+
+clean:
+	rm -rf $(VENV) .peers

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = verbs.add_parser("report", parents=[shared], help="show what runs cost: terminal, Markdown, HTML page")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    report.add_argument("--output", type=Path, help="folder for report.md and report.html; default: the (first) run's")
+    report.add_argument("--output", type=Path, metavar="X.html", help="page to write, with X.md beside it")
     report.set_defaults(verb=_report)
 
     doctor = verbs.add_parser("doctor", parents=[shared], help="what this machine can do and measure, and how well")
@@ -134,9 +134,7 @@ def _ls(options: argparse.Namespace) -> int:
         print("\n".join(SHELVES))
         return 0
     if options.shelf == "runs":
-        from perjoule.report.terminal import print_runs
-
-        return print_runs(options.folder or Path("runs"))
+        return _ls_runs(options.folder or Path("runs"))
     if options.shelf == "recipes":
         return _ls_recipes(options.folder or Path("recipes"))
     if options.shelf not in SHELVES:
@@ -146,6 +144,15 @@ def _ls(options: argparse.Namespace) -> int:
     shelf = import_module(f"perjoule.{options.shelf}").SHELF
     for kind in shelf.names():
         print(f"{kind:<16} {shelf.describe(kind)}")
+    return 0
+
+
+def _ls_runs(folder: Path) -> int:
+    """List run folders with how each of them stands."""
+    from perjoule.runs.tables import list_runs
+
+    for run in list_runs(folder):
+        print(f"{run.path!s:<48} {run.status:<12} {run.reason or ''}")
     return 0
 
 

@@ -72,7 +72,7 @@ def test_empty_document_is_nothing() -> None:
         ("a: 1\nb: 2\na: 3\n", "x.yaml:3: the key 'a' stands already in line 1"),
         ("a:\n  b:\n    c: 1\n  b: 2\n", "x.yaml:4: the key 'b' stands already in line 2"),
         ("a: {b: 1, b: 2}\n", "x.yaml:1: the key 'b' stands already in line 1"),
-        ("a: &x\n  b: *x\n", "x.yaml:2: an anchor contains itself"),
+        ("a: &x\n  b: *x\n", "x.yaml:1: an anchor contains itself"),
         ("a: &x [1, *x]\n", "x.yaml:1: an anchor contains itself"),
         ("a: 1\n? [b]\n: 2\n", "x.yaml:2: a key must be a name, not empty, a list or a mapping"),
         ("'': 2\n", "x.yaml:1: a key must be a name, not empty, a list or a mapping"),

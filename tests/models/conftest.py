@@ -22,6 +22,12 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the blocked kernel cut even the tests' short sequences into its usual number of blocks."""
+    monkeypatch.setattr("perjoule.models.layers.attention.SMALLEST_BLOCK", 1)
+
+
 @pytest.fixture
 def tiny() -> Callable[..., Transformer]:
     """Return a function that builds a tiny model; keywords override the config."""

@@ -88,17 +88,17 @@ def test_dumped_config_loads_to_an_equal_one() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["num_heads=5"], r"num_heads: must divide dim 256 \(nearest: 1, 2, 4, 8\), not 5  \(command line\)"),
-        (["dim=130"], r"num_heads: must divide dim 130 \(nearest: 1, 5, 13, 65\), not 4"),
-        (["dim=12"], r"num_heads: must leave heads of even size for RoPE, not 3 \(nearest: 1, 2, 3, 6\), not 4"),
-        (["dim=129"], r"num_heads: cannot divide dim 129 into heads of even size, as RoPE needs; make dim even"),
-        (["num_kv_heads=3"], r"num_kv_heads: must divide num_heads 4 \(nearest: 1, 2, 4\), not 3"),
+        (["num_heads=5"], r"num_heads: 5 does not divide dim 256 \(nearest: 1, 2, 4, 8\).*\(command line\)"),
+        (["dim=130"], r"num_heads: 4 does not divide dim 130 \(nearest: 1, 5, 13, 65\)"),
+        (["dim=12"], r"num_heads: 4 leaves heads of size 3, and RoPE needs an even size \(nearest: 1, 2, 3, 6\)"),
+        (["dim=129"], r"num_heads: no number of heads divides dim 129 into heads of even size.*; make dim even"),
+        (["num_kv_heads=3"], r"num_kv_heads: 3 does not divide num_heads 4 \(nearest: 1, 2, 4\)"),
         (["dim=-256"], r"dim: must be greater than 0, not -256"),
         (["num_layers=0"], r"num_layers: must be greater than 0, not 0"),
         (["ffn_dim=1.5"], r"ffn_dim: must be a valid integer"),
-        (["preset=xsmall"], r"preset: unknown preset 'xsmall': did you mean 'small'\?"),
-        (["attention=flash"], r"attention: 'flash' is not accepted: .*auto, blocked, sdpa"),
-        (["num_layer=2"], r"num_layer: unknown key: did you mean 'num_layers'\?"),
+        (["preset=xsmall"], r"preset: .*'xsmall'.* did you mean 'small'\?"),
+        (["attention=flash"], r"attention: .*'flash'.*auto, blocked, sdpa"),
+        (["num_layer=2"], r"num_layer: unknown key.* did you mean 'num_layers'\?"),
     ],
 )
 def test_mistake_in_the_config_is_one_clear_line(overrides: list[str], message: str) -> None:

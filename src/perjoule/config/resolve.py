@@ -60,14 +60,14 @@ class _Problems:
         self.lines.append(f"{path or 'the recipe'}: {message}" + (f"  ({source})" if source else ""))
 
     def _written(self, path: str) -> str | None:
-        """Return where a key was written, or else the section it is missing from, or else its first inner key."""
-        inner = (source for key, source in self.sources.items() if key.startswith(f"{path}."))
-        above = path
-        while above:
-            if above in self.sources:
-                return self.sources[above]
-            above = above[: max(above.rfind("."), above.rfind("["), 0)]
-        return next(inner, self.sources.get(""))
+        """Return where a key or something inside it was written, or else the section around it."""
+        while path:
+            inside = (source for key, source in self.sources.items() if key.startswith(f"{path}."))
+            source = self.sources.get(path) or next(inside, None)
+            if source:
+                return source
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return self.sources.get("")
 
     def expand(self, path: str, key: str) -> None:
         """Note that the bare word at ``path`` was written for ``key`` inside it."""

@@ -129,18 +129,23 @@ class TransformerConfig(Config):
         if dim is None or dim % (2 * num_heads) == 0:
             return num_heads
         if dim % 2:
-            raise ValueError(f"cannot divide dim {dim} into heads of even size, as RoPE needs; make dim even")
+            raise ValueError(
+                f"no number of heads divides dim {dim} into heads of even size, as RoPE needs; make dim even"
+            )
         near = _divisors_near(dim // 2, num_heads)
         if dim % num_heads:
-            raise ValueError(f"must divide dim {dim} (nearest: {near})")
-        raise ValueError(f"must leave heads of even size for RoPE, not {dim // num_heads} (nearest: {near})")
+            raise ValueError(f"{num_heads} does not divide dim {dim} (nearest: {near})")
+        raise ValueError(
+            f"{num_heads} leaves heads of size {dim // num_heads}, and RoPE needs an even size (nearest: {near})"
+        )
 
     @field_validator("num_kv_heads")
     @classmethod
     def _check_kv_heads(cls, num_kv_heads: int | None, info: ValidationInfo) -> int | None:
         num_heads = info.data.get("num_heads")
         if num_kv_heads is not None and num_heads is not None and num_heads % num_kv_heads:
-            raise ValueError(f"must divide num_heads {num_heads} (nearest: {_divisors_near(num_heads, num_kv_heads)})")
+            near = _divisors_near(num_heads, num_kv_heads)
+            raise ValueError(f"{num_kv_heads} does not divide num_heads {num_heads} (nearest: {near})")
         return num_kv_heads
 
     @property
@@ -311,7 +316,7 @@ class Transformer(nn.Module):
             if isinstance(module, Attention):
                 module.kernel = accepted[kernel]
 
-    def attention_probe(self, rows: int) -> tuple[Mapping[str, Callable[..., Tensor]], tuple[int, int, int, int]]:
+    def attention_probe(self, rows: int) -> tuple[Mapping[Kernel, Callable[..., Tensor]], tuple[int, int, int, int]]:
         """Return the kernels and the (batch, heads, seq, head_dim) they would see, so that they can be timed."""
         return KERNELS, (rows, self.config.num_heads, self.seq_len, self.config.head_dim)
 

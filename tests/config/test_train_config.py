@@ -1,0 +1,101 @@
+"""The real configuration of a training run, through the same loader."""
+
+from pathlib import Path
+
+import pytest
+
+from perjoule.config import yaml
+from perjoule.config.resolve import load
+from perjoule.core.errors import ConfigError
+from perjoule.measure.recorder import FencePolicy
+from perjoule.models.transformer import TransformerConfig
+from perjoule.train.config import (
+    MAY_CHANGE_ON_RESUME,
+    BackendConfig,
+    BatchConfig,
+    CheckpointConfig,
+    RecordConfig,
+    StopConfig,
+    TrainConfig,
+)
+
+RECIPE = """\
+model: {kind: transformer, preset: 4xs, num_layers: 1}
+data: {kind: stdlib, seq_len: 32}
+batch: {size: 4, accumulation: 2}
+stop:
+  steps: 1e2
+  seconds: 60
+record: {fence: step}
+checkpoint: {asynchronous: false}
+backend: plain
+"""
+
+
+def test_recipe_equals_the_same_config_made_in_python(tmp_path: Path) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(RECIPE)
+    expected = TrainConfig(
+        model=TransformerConfig(preset="4xs", num_layers=1),
+        data={"kind": "stdlib", "seq_len": 32},  # type: ignore[arg-type]
+        batch=BatchConfig(size=4, accumulation=2),
+        stop=StopConfig(steps=100, seconds=60),
+        record=RecordConfig(fence=FencePolicy.STEP),
+        checkpoint=CheckpointConfig(asynchronous=False),
+        backend=BackendConfig(preset="plain"),
+    )
+    resolved = load(TrainConfig, recipe)
+    assert resolved.config == expected
+    assert resolved.config.backend.threads == "torch"
+    assert resolved.sources["model.dim"] == "preset 4xs"
+    assert resolved.sources["model.num_layers"] == f"{recipe}:1"
+    assert resolved.sources["backend.preset"] == f"{recipe}:9"
+
+
+def test_dumped_config_is_a_recipe_of_the_same_config(tmp_path: Path) -> None:
+    config = load(TrainConfig, None, ["optimizer.lr=3e-5", "backend=plain", "model.preset=xs", "name='010'"]).config
+    recipe = tmp_path / "dump.yaml"
+    recipe.write_text(yaml.dump(config.model_dump(mode="json")), encoding="utf-8")
+    resolved = load(TrainConfig, recipe)
+    assert resolved.config == config
+    assert set(resolved.sources.values()) == {f"{recipe}:{line}" for line in range(1, 200)} & set(
+        resolved.sources.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["batch.size=7", "batch.accumulation=2"], "batch: size 7 must be a multiple of accumulation 2"),
+        (["stop={patience: 2}"], "stop: give at least one of steps, epochs, tokens, seconds"),
+        (
+            ["schedule.kind=cosine", "stop={seconds: 5}"],
+            "the recipe: schedule.kind 'cosine' must know its last step: give stop.steps, stop.epochs, stop.tokens or "
+            "schedule.horizon_steps",
+        ),
+        (["device=gpu"], r"device: must match pattern '^(cpu|cuda(:\d+)?)$', not 'gpu'"),
+        (["name=../x"], "name: must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', not '../x'"),
+        (["optimizer.lr=0"], "optimizer.lr: must be greater than 0, not 0"),
+        (["optimizer.kind=adam"], "optimizer.kind: cannot be 'adam': did you mean 'adamw'? (accepted: adamw)"),
+        (["batch.workers=65"], "batch.workers: must be less than or equal to 64, not 65"),
+        (["backend.threads=0"], "backend.threads: must be 'auto' or 'torch' or must be greater than 0, not 0"),
+        (["evaluate.batches=-20"], "evaluate.batches: must be greater than 0, not -20"),
+        (["checkpoint.asynchronous=on"], "checkpoint.asynchronous: must be true or false, not 'on'"),
+        (["data=text"], "data.path: is required"),
+    ],
+)
+def test_mistake_names_its_key_and_what_is_accepted(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(TrainConfig, None, overrides)
+    assert str(caught.value).removesuffix("  (command line)") == message
+
+
+def test_schedule_with_its_own_horizon_needs_no_last_step() -> None:
+    config = load(TrainConfig, None, ["schedule={kind: linear, horizon_steps: 9}", "stop={seconds: 5}"]).config
+    assert config.schedule.horizon_steps == 9
+
+
+def test_keys_that_may_change_on_resume_exist() -> None:
+    keys = load(TrainConfig).sources
+    for prefix in MAY_CHANGE_ON_RESUME:
+        assert any(key.startswith(prefix) for key in keys), prefix
