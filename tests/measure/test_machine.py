@@ -4,13 +4,16 @@ import json
 import os
 import platform
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perjoule.measure import machine
-from perjoule.measure.machine import MachineProfile, cache_folder, cpu_info, host_facts, installed
+from perjoule.measure.machine import MachineProfile, cpu_info, host_facts, installed, process_age_s
 
 
 def test_stored_measurement_is_found_by_the_next_process(tmp_path: Path) -> None:
@@ -58,16 +61,28 @@ def test_profile_without_a_writable_folder_lasts_for_the_process(tmp_path: Path)
     assert (tmp_path / "file").read_bytes() == b""
 
 
-def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PERJOULE_CACHE", str(tmp_path / "own"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "own"
-    monkeypatch.delenv("PERJOULE_CACHE")
-    assert cache_folder() == tmp_path / "xdg" / "perjoule"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "perjoule"
-    assert MachineProfile().path.parent == tmp_path / ".cache" / "perjoule"
+def test_profile_stands_in_the_cache_folder_and_can_be_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERJOULE_CACHE", str(tmp_path))
+    profile = MachineProfile()
+    profile.put("bandwidth", 1.0)
+    assert profile.path.parent == tmp_path
+    profile.forget()
+    assert profile.get("bandwidth") is None
+    assert MachineProfile().get("bandwidth") is None
+    profile.forget()
+
+
+def test_process_age_is_counted_from_the_start_of_the_process() -> None:
+    before = process_age_s()
+    started_s = time.clock_gettime(time.CLOCK_BOOTTIME) - before
+    assert 0 < before < time.clock_gettime(time.CLOCK_BOOTTIME)
+    script = "from perjoule.measure.machine import process_age_s; print(process_age_s())"
+    begun = time.monotonic()
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 0 < float(child.stdout) <= time.monotonic() - begun + 0.02
+    assert time.clock_gettime(time.CLOCK_BOOTTIME) - process_age_s() == pytest.approx(started_s, abs=0.005)
 
 
 def test_cores_are_those_this_process_may_use() -> None:
@@ -86,7 +101,8 @@ def test_cpu_is_named_even_where_proc_is_missing(monkeypatch: pytest.MonkeyPatch
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_text", missing)
-        cpu = cpu_info()
+        cpu, age_s = cpu_info(), process_age_s()
+    assert age_s == pytest.approx(time.process_time(), abs=0.5)
     assert cpu["model"] == (platform.processor() or platform.machine())
     assert cpu["flags"] == frozenset()
 

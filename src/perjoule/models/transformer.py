@@ -34,7 +34,7 @@ from perjoule.config import Config
 from perjoule.core.errors import ConfigError, suggestion
 from perjoule.models.contract import FlopsPerToken, Output
 from perjoule.models.layers.attention import KERNELS, Attention, Kernel
-from perjoule.models.layers.loss import fused_next_token_loss, next_token_loss
+from perjoule.models.layers.loss import chunked_next_token_loss, next_token_loss
 from perjoule.models.layers.norm import RMSNorm
 from perjoule.models.layers.rope import RotaryTable
 from perjoule.models.layers.swiglu import SwiGLU
@@ -104,7 +104,7 @@ class TransformerConfig(Config):
     activation_checkpointing: bool = False
     """Keep only the input of each block and compute the block again in the backward pass."""
     loss_chunk_rows: PositiveInt | None = None
-    """Tokens whose logits exist at a time, with the fused loss; null is all of the batch."""
+    """Tokens whose logits exist at a time; null is all of the batch."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights."""
 
@@ -234,7 +234,6 @@ class Transformer(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.seq_len = seq_len
-        self.fused_loss = config.loss_chunk_rows is not None
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.rope = RotaryTable(seq_len, config.head_dim, config.rope_theta)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
@@ -278,8 +277,8 @@ class Transformer(nn.Module):
         """
         hidden = self.hidden(tensors["input_ids"])
         rows, labels = hidden.flatten(0, 1), tensors["labels"].flatten()
-        if self.fused_loss and not with_logits:
-            return Output(fused_next_token_loss(rows, self.output_weight, labels, self.config.loss_chunk_rows))
+        if self.config.loss_chunk_rows is not None and not with_logits:
+            return Output(chunked_next_token_loss(rows, self.output_weight, labels, self.config.loss_chunk_rows))
         logits = F.linear(rows, self.output_weight)
         loss = next_token_loss(logits, labels)
         return Output(loss, logits.view(*hidden.shape[:2], -1) if with_logits else None)
@@ -319,10 +318,6 @@ class Transformer(nn.Module):
     def attention_probe(self, rows: int) -> tuple[Mapping[Kernel, Callable[..., Tensor]], tuple[int, int, int, int]]:
         """Return the kernels and the (batch, heads, seq, head_dim) they would see, so that they can be timed."""
         return KERNELS, (rows, self.config.num_heads, self.seq_len, self.config.head_dim)
-
-    def set_fused_loss(self, fused: bool) -> None:
-        """Fuse the loss with the output matrix from now on; ``loss_chunk_rows`` needs it and keeps it on."""
-        self.fused_loss = fused or self.config.loss_chunk_rows is not None
 
     def flops_per_token(self, seq_len: int) -> FlopsPerToken:
         """Return the training FLOPs per token, from the sizes: compiled, wrapped or sharded models give the same.

@@ -51,8 +51,8 @@ def publish(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
         (temporary / SUMS).write_text(sums, encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             _flush(path)
-        if final.exists():  # a resumed run passes the same step again; if it is killed here, clean() gives the name back
-            final.rename(before)
+        if final.exists():  # a resumed run passes the same step again
+            final.rename(before)  # if the process is killed here, clean() gives a name to one of the two
         temporary.rename(final)
         _flush(folder)
     except OSError as error:
@@ -112,11 +112,16 @@ def verify(checkpoint: Path) -> None:
     sums = checkpoint / SUMS
     if not sums.is_file():
         raise CheckpointError(f"{checkpoint} is incomplete: it has no {SUMS}")
-    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
+    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines:
+        raise CheckpointError(f"{checkpoint} is damaged: {SUMS} is empty")
+    for line in lines:
         expected, _, name = line.partition("  ")
         path = checkpoint / name
-        if not name or not path.is_file():
-            raise CheckpointError(f"{checkpoint} is damaged: {name or SUMS} is missing")
+        if not name:
+            raise CheckpointError(f"{checkpoint} is damaged: {SUMS} cannot be read")
+        if not path.is_file():
+            raise CheckpointError(f"{checkpoint} is damaged: {name} is missing")
         if file_sha256(path) != expected:
             raise CheckpointError(f"{checkpoint} is damaged: the checksum of {name} does not fit its content")
 

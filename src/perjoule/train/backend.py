@@ -1,7 +1,7 @@
 """How the arithmetic is done: what is fastest and still accurate on this machine, probed, printed, recorded.
 
 Three moments: :func:`prepare` before the first tensor exists (allocator, threads), :func:`choose` before the model is
-built (precision, matrix path), :meth:`Backend.tune` on the built model (attention kernel, fused loss) and
+built (precision, matrix path), :meth:`Backend.tune` on the built model (attention kernel) and
 :meth:`Backend.compiled` (whether compiling pays within this run). ``auto`` values are decided here; given ones are
 taken as they are. Nothing here depends on IPEX.
 """
@@ -73,23 +73,22 @@ class Backend:
         return {"chosen": dict(self.settings), "why": list(self.why)}
 
     def tune(self, model: nn.Module, rows: int, profile: MachineProfile) -> None:
-        """Choose the model's attention kernel and loss, where the model lets us.
+        """Choose the model's attention kernel, where the model lets us.
 
         Args:
-            model: may have ``attention_probe(rows)`` (kernels and the shape they see), ``set_attention(name)`` and
-                ``set_fused_loss(on)``.
+            model: may have ``attention_probe(rows)`` (kernels and the shape they see) and ``set_attention(name)``;
+                a kernel that its own configuration names is left alone.
             rows: samples of one micro-batch.
             profile: keeps the probe.
         """
-        if hasattr(model, "set_attention"):
+        own = getattr(getattr(model, "config", None), "attention", "auto")
+        if own != "auto":
+            self.settings["attention"] = own
+            self.why.append(f"attention {own}: as model.attention says")
+        elif hasattr(model, "set_attention"):
             self._tune_attention(model, rows, profile)
         elif self.settings["attention"] == "auto":
             self.settings["attention"] = "sdpa"
-        if self.settings["fused_loss"] == "auto":
-            self.settings["fused_loss"] = self.device.type == "cpu" and hasattr(model, "set_fused_loss")
-        set_fused_loss: Callable[[bool], None] | None = getattr(model, "set_fused_loss", None)
-        if set_fused_loss is not None:
-            set_fused_loss(bool(self.settings["fused_loss"]))
 
     def _tune_attention(self, model: Any, rows: int, profile: MachineProfile) -> None:
         """Time the kernels at the shape this run will use."""

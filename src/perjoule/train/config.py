@@ -98,7 +98,6 @@ class BackendConfig(Config):
             "attention": "sdpa",
             "allocator": "system",
             "threads": "torch",
-            "fused_loss": False,
             "fused_optimizer": False,
         },
     }
@@ -114,8 +113,6 @@ class BackendConfig(Config):
     allocator: Literal["auto", "system", "keep"] = "auto"
     """``keep`` tells glibc to hold freed memory instead of giving its pages back and clearing them again."""
     threads: Literal["auto", "torch"] | PositiveInt = "auto"
-    fused_loss: Literal["auto", True, False] = "auto"
-    """Compute the gradient of the logits in the forward pass, so that they are read once."""
     fused_optimizer: Literal["auto", True, False] = "auto"
 
 

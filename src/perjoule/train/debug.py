@@ -22,6 +22,7 @@ from perjoule.train.checkpoint import Checkpointer, random_state, restore, resto
 from perjoule.train.config import TrainConfig
 from perjoule.train.console import Console
 from perjoule.train.job import Job
+from perjoule.train.session import Session
 from perjoule.train.stopping import Goal, Progress
 from perjoule.train.stream import Stream
 
@@ -68,14 +69,15 @@ def step_timer(module: nn.Module, batch: Batch, backend: Backend, accumulation: 
     return time_step
 
 
-def rehearse(job: Job, module: nn.Module, batch: Batch, checkpointer: Checkpointer, console: Console) -> None:
+def rehearse(job: Job, session: Session, batch: Batch) -> None:
     """Go once through everything a run does, then put everything back as it was.
 
-    One forward and backward pass, one optimizer step, one checkpoint written, verified and read back.
+    One forward and backward pass, one optimizer step, one evaluation, one checkpoint written, verified and read back.
 
     Raises:
         CheckpointError: if what was read back differs from what was saved.
     """
+    module, console = session.module, session.console
     weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     optimizer_state, states = copy.deepcopy(job.optimizer.state_dict()), random_state()
     with job.backend.autocast():
@@ -84,7 +86,8 @@ def rehearse(job: Job, module: nn.Module, batch: Batch, checkpointer: Checkpoint
     job.clipper()
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
-    with tempfile.TemporaryDirectory(dir=checkpointer.folder) as scratch:
+    held_out = f", {session.measure_held_out().loss:.4f} held out" if session.held_out is not None else ""
+    with tempfile.TemporaryDirectory(dir=session.checkpointer.folder) as scratch:
         rehearsed = Checkpointer(Path(scratch), module, job.optimizer, 1, False, lambda saved: None)
         rehearsed.save(Progress(step=1), [random_state()])
         stepped = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -97,4 +100,7 @@ def rehearse(job: Job, module: nn.Module, batch: Batch, checkpointer: Checkpoint
     module.load_state_dict(weights)
     job.optimizer.load_state_dict(optimizer_state)
     restore_random_state(states)
-    console.line(f"rehearsal: one step and one checkpoint went well (loss {output.loss.item():.4f}); starting over")
+    console.line(
+        f"rehearsal: a step, an evaluation and a checkpoint went well (loss {output.loss.item():.4f}{held_out}); "
+        "starting over"
+    )

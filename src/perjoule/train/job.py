@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from signal import Signals
 
 import torch
 from torch import nn
@@ -28,6 +29,19 @@ class StepRecord:
     samples: int
     tokens: int
     useful: int
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a loop ended.
+
+    Args:
+        reason: in words.
+        signal: the one that asked to stop, on whichever rank it arrived; None if the goal was reached.
+    """
+
+    reason: str
+    signal: Signals | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from perjoule.core import phases
 from perjoule.core.errors import DataError, TrainingDiverged
-from perjoule.train.job import Job, StepRecord
+from perjoule.train.job import Ending, Job, StepRecord
 from perjoule.train.stopping import Progress
 
 
@@ -32,9 +32,10 @@ class Loop:
         self._pending: tuple[StepRecord, torch.Tensor, torch.Tensor] | None = None
         self._stop_agreed = False
 
-    def run(self) -> str:
-        """Train; return why it ended."""
+    def run(self) -> Ending:
+        """Train; return why it ended, the same on every rank."""
         job, progress = self.job, self.progress
+        self._stop_agreed = job.goal.out_of_time(progress)  # resumed: every rank restored the same seconds
         while (reason := job.goal.reached(progress)) is None and not self._stop_agreed:
             begun = time.perf_counter()
             job.recorder.step = progress.step + 1
@@ -43,10 +44,13 @@ class Loop:
                 self._on_schedule()
             progress.seconds += time.perf_counter() - begun
         self._settle()
-        if reason is None:
-            signal = job.signals.received
-            reason = f"stopped by {signal.name}" if signal else f"reached {job.config.stop.seconds:g} s"
-        return reason
+        if reason is not None:
+            return Ending(reason)
+        # A signal may have reached one rank only.
+        received = next((signal for signal in job.ranks.gather(job.signals.received) if signal is not None), None)
+        if received is not None:
+            return Ending(f"stopped by {received.name}", received)
+        return Ending(f"reached {job.config.stop.seconds:g} s")
 
     def _step(self) -> None:
         """Take one optimizer step: data, transfer, forward, backward for each micro-batch, then the optimizer."""

@@ -227,15 +227,15 @@ class _Assembly:
                     save=session.save,
                 )
                 if config.debug.rehearsal:
-                    debug.rehearse(job, module, first, session.checkpointer, self.console)
+                    debug.rehearse(job, session, first)
                 self.console.begin()
-                reason = Loop(job, progress).run()
-                status = folder.STOPPED if signals.received else folder.FINISHED
-                session.end(recorder, status, reason)
+                ending = Loop(job, progress).run()
+                status = folder.STOPPED if ending.signal else folder.FINISHED
+                session.end(recorder, status, ending.reason)
         except BaseException as error:
             session.fail(error)
             raise
-        return TrainResult(path, status, reason, progress.step, session.last_loss, signals.received)
+        return TrainResult(path, status, ending.reason, progress.step, session.last_loss, ending.signal)
 
     def _restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
         """Continue at the newest whole checkpoint of the run, or begin at the beginning."""

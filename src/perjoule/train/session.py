@@ -14,7 +14,7 @@ from torch import nn
 from perjoule.core import phases
 from perjoule.core.errors import PerjouleError
 from perjoule.data.contract import Samples
-from perjoule.evaluate.loss import held_out_loss
+from perjoule.evaluate.loss import HeldOutLoss, held_out_loss
 from perjoule.measure.machine import MachineProfile, host_facts
 from perjoule.measure.memory import ProcessMemory
 from perjoule.measure.recorder import Recorder
@@ -117,13 +117,17 @@ class Session:
 
         return on_step
 
+    def measure_held_out(self) -> HeldOutLoss:
+        """Measure the held-out loss, and note nothing."""
+        assert self.held_out is not None
+        batches = self.stream.held_out(self.held_out, self.config.evaluate.batches)
+        with self.backend.autocast():
+            return held_out_loss(self.module, batches, self.backend.to_device, self.ranks.total)
+
     def evaluate(self) -> bool:
         """Measure the held-out loss and take note of it; return whether its state shall be saved as the best."""
-        assert self.held_out is not None
         section, progress = self.config.evaluate, self.progress
-        with self.backend.autocast():
-            batches = self.stream.held_out(self.held_out, section.batches)
-            result = held_out_loss(self.module, batches, self.backend.to_device, self.ranks.total)
+        result = self.measure_held_out()
         self.last_loss, self.last_evaluated = result.loss, progress.step
         best = progress.saw_held_out_loss(result.loss)
         if self.folder is not None:

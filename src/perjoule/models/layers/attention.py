@@ -48,20 +48,16 @@ def blocked(
     A block attends to the keys up to its own end only, so most of the masked half is never formed. The softmax is in
     float32. Keeps the formed scores for the backward pass: memory quadratic in ``seq_len``.
     """
-    head_dim, seq_len, num_kv_heads = q.shape[-1], q.shape[2], k.shape[1]
-    # Query heads that share a key head become more rows of one product, so that keys and values are never repeated.
-    grouped = (q * head_dim**-0.5).unflatten(1, (num_kv_heads, -1))
-    keys, values = k.transpose(-1, -2), v.contiguous()
+    head_dim, seq_len, group = q.shape[-1], q.shape[2], q.shape[1] // k.shape[1]
+    if group > 1:
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     block = max(-(-seq_len // NUM_BLOCKS), SMALLEST_BLOCK)
     mixed = []
     for start in range(0, seq_len, block):
         end = min(start + block, seq_len)
-        rows = grouped[:, :, :, start:end]
-        future = torch.ones(end - start, end, dtype=torch.bool, device=q.device).triu(start + 1)
-        scores = (rows.flatten(2, 3) @ keys[..., :end]).unflatten(2, rows.shape[2:4])
-        weights = scores.masked_fill(future, float("-inf")).softmax(dim=-1, dtype=torch.float32)
-        attended = weights.to(v.dtype).flatten(2, 3) @ values[:, :, :end]
-        mixed.append(attended.unflatten(2, rows.shape[2:4]).flatten(1, 2))
+        scores = (q[:, :, start:end] @ k[:, :, :end].transpose(-1, -2)).float() * head_dim**-0.5
+        future = torch.full((end - start, end), float("-inf"), device=q.device).triu(start + 1)
+        mixed.append((scores + future).softmax(-1).to(v.dtype) @ v[:, :, :end])
     return torch.cat(mixed, dim=2)
 
 

@@ -1,11 +1,10 @@
-"""Next-token cross-entropy in float32: from logits, or fused with the output matrix.
+"""Next-token cross-entropy in float32: from logits, or in chunks together with the output matrix.
 
     loss = -Σ log softmax(logits)[label] / max(1, number of labels that are not ignored)
 
-The labels are already shifted: row i is judged by label i. The fused form knows that the loss is the end of the graph:
-it takes the gradient of the logits while it has them, so that they are written once and read once, and with
-``chunk_rows`` only that many rows of them exist at a time. It cannot be differentiated twice, and a recorder sees the
-backward products of the output matrix in the *forward* phase: compare phases only between runs that both use it or not.
+The labels are already shifted: row i is judged by label i. Logits are the largest tensor of a training step, so what
+the backward pass keeps of them are the logits themselves, in the type they came in, and one number per row; torch's own
+cross-entropy keeps a second copy in float32. Neither form can be differentiated twice.
 """
 # ruff: noqa: F722  (jaxtyping's axes are not forward references)
 
@@ -24,41 +23,65 @@ IGNORED = -100
 
 def next_token_loss(logits: Float[Tensor, "rows vocab"], labels: Int64[Tensor, " rows"]) -> Float[Tensor, ""]:
     """Return the mean over the rows whose label is not ``IGNORED``; 0 if there is none."""
-    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
-    return total / (labels != IGNORED).sum().clamp(min=1)
+    loss: Tensor = _CrossEntropy.apply(logits, labels)  # type: ignore[no-untyped-call]
+    return loss
 
 
-def fused_next_token_loss(
+class _CrossEntropy(torch.autograd.Function):
+    """Forward keeps each row's log-sum-exp; backward makes the softmax from it in one pass over the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        useful = labels != IGNORED
+        num_useful = useful.sum().clamp(min=1)
+        index = labels.clamp(min=0).unsqueeze(1)
+        log_total = logits.float().logsumexp(-1, keepdim=True)
+        losses = (log_total - logits.gather(1, index).float()).squeeze(1)
+        ctx.save_for_backward(logits, log_total, index, useful, num_useful)
+        return torch.where(useful, losses, 0.0).sum() / num_useful
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        logits, log_total, index, useful, num_useful = ctx.saved_tensors
+        shares = (useful * (grad / num_useful)).unsqueeze(1)
+        softmax = (logits.float() - log_total).exp_()
+        return softmax.mul_(shares).scatter_add_(1, index, -shares).to(logits.dtype), None
+
+
+def chunked_next_token_loss(
     hidden: Float[Tensor, "rows dim"],
     weight: Float[Tensor, "vocab dim"],
     labels: Int64[Tensor, " rows"],
-    chunk_rows: int | None,
+    chunk_rows: int,
 ) -> Float[Tensor, ""]:
-    """Return :func:`next_token_loss` of ``hidden @ weight.T``, in the type that autocast gives to matrix products.
+    """Return :func:`next_token_loss` of ``hidden @ weight.T``, while only some rows of the logits exist.
+
+    The gradient of a chunk's logits is taken while they are there, so that they are never formed again: the output
+    matrix's part of the backward pass happens, and is timed, in the forward phase. The products run in the type that
+    autocast gives to matrix products.
 
     Args:
         hidden: what the output matrix is applied to.
         weight: the output matrix.
         labels: one for each row.
-        chunk_rows: rows of logits that exist at a time; None: all. Each chunk more adds the weight's gradient once.
+        chunk_rows: rows of logits that exist at a time. Each chunk more adds the weight's gradient once.
     """
     device = hidden.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not on meta
     dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-    rows = chunk_rows or hidden.shape[0]
     if torch.is_grad_enabled():
-        loss: Tensor = _FusedLoss.apply(hidden, weight, labels, rows, dtype)  # type: ignore[no-untyped-call]
+        loss: Tensor = _ChunkedLoss.apply(hidden, weight, labels, chunk_rows, dtype)  # type: ignore[no-untyped-call]
         return loss
     narrow = weight.to(dtype)
     useful = (labels != IGNORED).sum().clamp(min=1)
     total = torch.zeros((), device=hidden.device)
-    for chunk, targets in zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True):
+    for chunk, targets in zip(torch.split(hidden, chunk_rows), torch.split(labels, chunk_rows), strict=True):
         logits = chunk.to(dtype) @ narrow.t()
         total = total + F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
     return total / useful
 
 
-class _FusedLoss(torch.autograd.Function):
+class _ChunkedLoss(torch.autograd.Function):
     """Forward computes the loss and both gradients; backward only scales them."""
 
     @staticmethod
@@ -76,7 +99,8 @@ class _FusedLoss(torch.autograd.Function):
             index = targets.clamp(min=0).unsqueeze(1)
             log_total = logits.logsumexp(-1, keepdim=True)
             losses.append(((log_total - logits.gather(1, index)) * shares).sum())
-            grad = ((logits - log_total).exp() * shares).scatter_add(1, index, -shares).to(dtype)
+            # In place: the logits are the largest tensor of a step, and nothing else refers to them.
+            grad = logits.sub_(log_total).exp_().mul_(shares).scatter_add_(1, index, -shares).to(dtype)
             hidden_grads.append(grad @ narrow)
             part = (grad.t() @ rows).to(weight.dtype)
             weight_grad = part if weight_grad is None else weight_grad + part

@@ -1,0 +1,105 @@
+"""When a run ends, when it evaluates, and what it keeps."""
+
+import json
+import math
+
+import pytest
+from tests.system.tiny import SEQ_LEN, Tiny, losses, metrics, resume, run_of
+
+from perjoule.runs.folder import CHECKPOINTS, read_manifest
+from perjoule.runs.tables import load_run
+from perjoule.train.run import TrainResult
+
+
+def test_run_ends_after_steps(tiny: Tiny) -> None:
+    result = tiny.train("stop.steps=3")
+    assert (result.step, result.status, result.reason) == (3, "finished", "reached 3 steps")
+    manifest = read_manifest(run_of(result))
+    assert (manifest["status"], manifest["reason"]) == ("finished", "reached 3 steps")
+
+
+def test_run_ends_after_epochs(tiny: Tiny) -> None:
+    result = tiny.train("stop={epochs: 0.5}", "data.seq_len=64", "batch.size=8")
+    num_samples = load_run(run_of(result)).fact("data", "facts")["splits"]["train"]["num_samples"]
+    assert result.reason == "reached 0.5 epochs"
+    assert result.step == math.ceil(0.5 * num_samples / 8)
+
+
+def test_run_ends_after_tokens(tiny: Tiny) -> None:
+    result = tiny.train(f"stop={{tokens: {4 * SEQ_LEN * 2 + 1}}}")
+    assert (result.step, result.reason) == (3, f"reached {4 * SEQ_LEN * 2 + 1} tokens")
+
+
+def test_run_ends_after_seconds(tiny: Tiny) -> None:
+    result = tiny.train("stop={seconds: 0.2}")
+    manifest = read_manifest(run_of(result))
+    assert (result.status, result.reason, result.signal) == ("finished", "reached 0.2 s", None)
+    assert 0.2 <= manifest["segments"][0]["seconds"] < 5
+    assert manifest["segments"][0]["last_step"] == result.step
+
+
+def test_a_resumed_run_counts_the_seconds_of_all_segments(tiny: Tiny) -> None:
+    first = tiny.train("stop={seconds: 0.2}")
+    again = resume(run_of(first))
+    assert again.step == first.step, "the time was used up, and no step is left"
+
+
+def test_the_nearest_of_several_conditions_ends_a_run(tiny: Tiny) -> None:
+    assert tiny.train("stop={steps: 50, tokens: 100, seconds: 1000}").reason == "reached 100 tokens"
+
+
+@pytest.fixture
+def impatient(tiny: Tiny) -> TrainResult:
+    # A rate so high that the held-out loss does not fall for long.
+    return tiny.train("stop={steps: 500, patience: 2}", "evaluate.every_steps=3", "optimizer.lr=0.5")
+
+
+def test_early_stopping_waits_for_its_patience(impatient: TrainResult) -> None:
+    run = run_of(impatient)
+    evaluated = [(line["step"], line["loss"]) for line in metrics(run, "evaluate")]
+    best_step, best = min(evaluated, key=lambda pair: pair[1])
+    assert impatient.reason == f"no better held-out loss in 2 evaluations since step {best_step}"
+    assert [loss > best for step, loss in evaluated if step > best_step] == [True, True]
+    assert impatient.step == best_step + 6 < 500
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(impatient: TrainResult) -> None:
+    folder = run_of(impatient) / CHECKPOINTS
+    best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+    evaluated = {line["step"]: line["loss"] for line in metrics(run_of(impatient), "evaluate")}
+    assert best == {"step": min(evaluated, key=lambda step: evaluated[step]), "loss": min(evaluated.values())}
+    assert (folder / f"{best['step']:08d}").is_dir()
+    assert (folder / f"{impatient.step:08d}").is_dir()
+
+
+def test_a_finished_early_stop_is_over_when_resumed(impatient: TrainResult) -> None:
+    assert resume(run_of(impatient)).step == impatient.step
+
+
+def test_evaluations_and_checkpoints_come_on_schedule(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = ("evaluate.every_steps=2", "checkpoint.every_steps=3", "checkpoint.best=false", "checkpoint.keep=9")
+    run = run_of(tiny.train("stop.steps=7", *schedule))
+    assert [line["step"] for line in metrics(run, "evaluate")] == [2, 4, 6, 7]
+    assert [line["step"] for line in metrics(run, "checkpoint")] == [3, 6, 7]
+    assert sorted(path.name for path in (run / CHECKPOINTS).iterdir() if path.is_dir()) == [
+        "00000003",
+        "00000006",
+        "00000007",
+    ]
+    shown = capsys.readouterr().out
+    assert f"step 2: validation loss {metrics(run, 'evaluate')[0]['loss']:.4f} (best so far)" in shown
+    assert "finished: reached 7 steps, at step 7" in shown
+    assert "finished: reached 7 steps, at step 7" in (run / "train.log").read_text(encoding="utf-8")
+
+
+def test_evaluating_leaves_the_losses_bit_identical(tiny: Tiny) -> None:
+    often = ("evaluate.every_steps=1", "checkpoint.every_steps=1")
+    assert tiny.losses_of(*often) == tiny.losses_of("checkpoint.asynchronous=false")
+
+
+def test_the_test_split_can_be_evaluated(tiny: Tiny) -> None:
+    run = run_of(tiny.train("evaluate.split=test", "evaluate.batches=null"))
+    (evaluation,) = load_run(run).evaluations
+    assert evaluation.split == "test"
+    assert evaluation.tokens == load_run(run).fact("data", "facts")["splits"]["test"]["num_useful"]
+    assert len(losses(run)) == 5

@@ -1,0 +1,88 @@
+"""What is recorded of a run: phases that partition each step, fences, start-up, and nothing if nothing is wanted."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.system.tiny import Tiny, losses, metrics, run_of, segments
+
+from perjoule.core.phases import CHECKPOINT, EVALUATE, STEP, TRAINING
+from perjoule.runs.folder import EVENTS, METRICS, event_path
+from perjoule.runs.journal import read_journal
+from perjoule.runs.tables import load_run
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    tiny = Tiny(corpus, tmp_path_factory.mktemp("recorded"))
+    often = ("evaluate.every_steps=4", "checkpoint.every_steps=5", "batch.accumulation=2")
+    return run_of(tiny.train("stop.steps=8", *often))
+
+
+def test_the_phases_and_other_partition_every_step_exactly(recorded: Path) -> None:
+    run = load_run(recorded)
+    table = run.segments[0].phases
+    assert table is not None
+    assert table.steps.tolist() == list(range(1, 9))
+    assert set(table.phases) == {*TRAINING, EVALUATE, CHECKPOINT}
+    within = sum(table.wall_ns[phase] for phase in table.phases)
+    other_ns = np.rint(table.exclusive_s(STEP) * 1e9).astype(np.int64)
+    assert (other_ns >= 0).all()
+    assert (within + other_ns == table.wall_ns[STEP]).all()
+    assert (other_ns < 0.5 * table.wall_ns[STEP]).all(), "most of a step lies within its phases"
+    assert all((table.wall_ns[phase] > 0).all() for phase in TRAINING)
+    assert (table.wall_ns[EVALUATE] > 0).tolist() == [False, False, False, True] * 2
+    assert (table.wall_ns[CHECKPOINT] > 0).tolist() == [False, False, False, True, True, False, False, True]
+
+
+def test_every_micro_batch_has_its_own_phases(recorded: Path) -> None:
+    journal = read_journal(event_path(recorded, 0, 0))
+    names = [journal.phases[record["phase"]] for record in journal.records[journal.records["step"] == 1]]
+    one = ["transfer"] * 2 + ["forward"] * 2 + ["backward"] * 2
+    assert names == ["step", "data", "data", *one, *one, "optimizer", "optimizer", "step"]
+
+
+def test_no_warning_and_no_open_phase_is_left(recorded: Path) -> None:
+    run = load_run(recorded)
+    assert run.warnings == ()
+    assert run.segments[0].ranks[0].num_unclosed == 0
+
+
+def test_start_up_is_timed_by_part_and_lies_outside_the_steps(recorded: Path) -> None:
+    startup_s = segments(recorded)[0]["startup_s"]
+    assert set(startup_s) == {"import", "data", "backend", "model", "total"}
+    assert all(seconds >= 0 for seconds in startup_s.values())
+    assert sum(value for name, value in startup_s.items() if name != "total") <= startup_s["total"] + 0.02
+
+
+@pytest.mark.parametrize(("fence", "per_step"), [("none", 0), ("step", 2), ("edge", 12)])
+def test_the_fence_policy_is_kept_and_recorded(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, fence: str, per_step: int
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("perjoule.train.backend.Backend.fence", lambda backend: calls.append("fence"))
+    without_evaluation = "data.fractions={train: 1, validation: 0, test: 0}"
+    run = run_of(tiny.train(f"record.fence={fence}", "stop.steps=2", without_evaluation))
+    assert segments(run)[0]["fence"] == fence
+    at_the_end = 2 if fence == "edge" else 0  # the last checkpoint
+    assert len(calls) == 2 * per_step + at_the_end
+
+
+def test_recording_can_be_turned_off_and_changes_no_loss(tiny: Tiny) -> None:
+    silent = tiny.train("record.enabled=false")
+    run = run_of(silent)
+    assert list((run / EVENTS).iterdir()) == []
+    assert metrics(run, "step") == []
+    assert [line["step"] for line in metrics(run, "evaluate")] == [5]
+    assert silent.held_out_loss == tiny.train().held_out_loss
+
+
+def test_a_run_names_what_it_was(recorded: Path) -> None:
+    run = load_run(recorded)
+    assert run.fact("model", "kind") == "transformer"
+    assert run.fact("model", "parameters") == 320 * 32 * 2 + 2 * (4 * 32 * 32 + 3 * 32 * 96 + 2 * 32) + 32
+    assert run.fact("data", "seq_len") == 16
+    assert run.fact("model", "flops_per_token") > run.fact("model", "flops_per_token_causal") > 0
+    reason = "no peak was measured on this machine; run `perjoule doctor` once"
+    assert segments(recorded)[0]["peak"] == {"unavailable": reason}
+    assert len(losses(recorded)) == len((recorded / METRICS).read_text().splitlines()) - 2 - 3
