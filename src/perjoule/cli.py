@@ -14,7 +14,7 @@ from pathlib import Path
 from perjoule import __version__
 from perjoule.core.errors import ConfigError, PerjouleError, suggestion
 
-SHELVES = ("models", "data", "recipes", "runs")
+SHELVES = ("models", "data", "measure", "recipes", "runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="check the recipe and print every value with its source")
     train.set_defaults(verb=_train)
 
-    listing = verbs.add_parser("ls", parents=[shared], help="list models, data, recipes or runs")
+    listing = verbs.add_parser("ls", parents=[shared], help="list models, data, meters, recipes or runs")
     listing.add_argument("shelf", nargs="?", help=", ".join(SHELVES))
     listing.add_argument("folder", nargs="?", type=Path, help="of the recipes or runs")
     listing.set_defaults(verb=_ls)

@@ -223,7 +223,7 @@ def test_every_mistake_is_reported_at_once_with_its_place(tmp_path: Path) -> Non
         "model.layers: must be greater than 0, not 0  (command line)",
         "batch: size 7 must be a multiple of parts 2  (x.yaml:3)",
         "rate: must be a number, not 'fast'  (x.yaml:2)",
-        "policy: cannot be 'egde': did you mean 'edge'? (accepted: edge, none)  (x.yaml:9)",
+        "policy: 'egde' is not accepted: did you mean 'edge'? (accepted: edge, none)  (x.yaml:9)",
     ]
 
 

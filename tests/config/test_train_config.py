@@ -78,7 +78,7 @@ def test_dumped_config_is_a_recipe_of_the_same_config(tmp_path: Path) -> None:
         (["device=gpu"], r"device: must match pattern '^(cpu|cuda(:\d+)?)$', not 'gpu'"),
         (["name=../x"], "name: must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', not '../x'"),
         (["optimizer.lr=0"], "optimizer.lr: must be greater than 0, not 0"),
-        (["optimizer.kind=adam"], "optimizer.kind: cannot be 'adam': did you mean 'adamw'? (accepted: adamw)"),
+        (["optimizer.kind=adam"], "optimizer.kind: 'adam' is not accepted: did you mean 'adamw'? (accepted: adamw)"),
         (["batch.workers=65"], "batch.workers: must be less than or equal to 64, not 65"),
         (["backend.threads=0"], "backend.threads: must be 'auto' or 'torch' or must be greater than 0, not 0"),
         (["evaluate.batches=-20"], "evaluate.batches: must be greater than 0, not -20"),

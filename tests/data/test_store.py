@@ -20,7 +20,7 @@ from perjoule.core.errors import DataError
 from perjoule.data import store as store_module
 from perjoule.data.sources import files_source
 from perjoule.data.split import SPLITS, Fractions
-from perjoule.data.store import Store, cache_folder, prepare
+from perjoule.data.store import Store, prepare
 from perjoule.data.tokenizer import TokenizerConfig
 
 SMALL = TokenizerConfig(vocab_size=280)
@@ -282,17 +282,3 @@ def test_cache_that_cannot_be_written_says_how_to_choose_another(corpus: Path, t
     message = r"cannot write the data cache .*/file/cache: Not a directory; choose another with data\.cache=FOLDER"
     with pytest.raises(DataError, match=message):
         store_of(corpus, tmp_path / "file" / "cache")
-
-
-def test_cache_folder_follows_setting_then_own_variable_then_the_desktop_standard(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
-    monkeypatch.setenv("PERJOULE_CACHE", "/own")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert cache_folder(Path("~/here")) == Path("/home/someone/here")
-    assert cache_folder() == Path("/own")
-    monkeypatch.delenv("PERJOULE_CACHE")
-    assert cache_folder() == Path("/xdg/perjoule")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path("/home/someone/.cache/perjoule")

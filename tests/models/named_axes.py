@@ -16,7 +16,7 @@ install_import_hook("perjoule.models", "beartype.beartype(conf=__import__('__mai
 
 import torch  # noqa: E402
 
-from perjoule.models.layers.loss import fused_next_token_loss, next_token_loss  # noqa: E402
+from perjoule.models.layers.loss import chunked_next_token_loss, next_token_loss  # noqa: E402
 from perjoule.models.layers.rope import rotate  # noqa: E402
 from perjoule.models.transformer import TransformerConfig  # noqa: E402
 
@@ -49,5 +49,5 @@ train_one_step(attention="blocked", num_kv_heads=2, tie_embeddings=True)
 train_one_step(activation_checkpointing=True, loss_chunk_rows=5)
 refused(rotate, torch.ones(1, 2, 9, 8), torch.ones(2, 8, 4))
 refused(next_token_loss, torch.ones(4, 20), torch.zeros(3, dtype=torch.int64))
-refused(fused_next_token_loss, torch.ones(4, 8), torch.ones(20, 7), torch.zeros(4, dtype=torch.int64), 2)
+refused(chunked_next_token_loss, torch.ones(4, 8), torch.ones(20, 7), torch.zeros(4, dtype=torch.int64), 2)
 print("named axes hold")

@@ -90,21 +90,6 @@ def test_attention_probe_offers_every_kernel_at_the_shape_it_would_see(tiny: Tin
         assert kernel(q, k, v).shape == shape
 
 
-def test_fused_loss_changes_neither_loss_nor_gradients(tiny: Tiny, batch: Tensors) -> None:
-    model = tiny()
-    plain = loss_and_gradients(model, batch)
-    model.set_fused_loss(True)
-    torch.testing.assert_close(loss_and_gradients(model, batch), plain, rtol=1e-5, atol=1e-7)
-    model.set_fused_loss(False)
-    assert not model.fused_loss
-
-
-def test_chunks_keep_the_loss_fused(tiny: Tiny) -> None:
-    model = tiny(loss_chunk_rows=7)
-    model.set_fused_loss(False)
-    assert model.fused_loss
-
-
 @pytest.mark.parametrize("option", [{"activation_checkpointing": True}, {"loss_chunk_rows": 7}])
 def test_memory_saving_option_changes_neither_loss_nor_gradients(
     tiny: Tiny, batch: Tensors, option: dict[str, Any]

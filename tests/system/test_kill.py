@@ -51,8 +51,11 @@ def test_ten_kills_leave_readable_records_and_bit_identical_losses(tiny: Tiny, f
         assert all("ends within a step" in warning or "no readable journal" in warning for warning in after.warnings)
         assert len(after.segments) == num_segments
         for one in after.segments:
-            if one.phases is not None:
-                assert (one.phases.wall_ns["step"] > 0).all()
+            timed = one.phases.steps.tolist() if one.phases is not None else []
+            noted = after.steps.step[after.steps.segment == one.number].tolist()
+            # A step is noted before it ends: the one that the kill met may be noted without its time.
+            assert noted[: len(timed)] == timed
+            assert len(noted) - len(timed) in (0, 1)
         arguments = ["train", "--resume", str(run)]
     ended = forks.start(arguments, tmp_path / "output").end()
     assert ended.code == 0, ended.err

@@ -42,9 +42,7 @@ def test_a_signal_ends_a_run_in_good_order(tiny: Tiny, forks: Forks, tmp_path: P
     assert losses(run) == tiny.losses_of(f"stop.steps={step + 3}")
 
 
-def test_a_second_interrupt_ends_at_once(
-    tiny: Tiny, forks: Forks, tmp_path: Path
-) -> None:
+def test_a_second_interrupt_ends_at_once(tiny: Tiny, forks: Forks, tmp_path: Path) -> None:
     process = started(tiny, forks, tmp_path / "output", "batch={size: 1024, accumulation: 64}")
     process.send(signal.SIGINT)
     time.sleep(0.03)  # a step takes ten times as long

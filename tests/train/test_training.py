@@ -98,10 +98,8 @@ def test_activation_checkpointing_changes_no_loss(tiny: Tiny, reference: list[fl
     assert tiny.losses_of("model.activation_checkpointing=true") == reference
 
 
-def test_fused_loss_blocked_attention_and_fused_optimizer_agree_with_the_plain_backend(
-    tiny: Tiny, reference: list[float]
-) -> None:
-    fast = ("backend.fused_loss=true", "backend.attention=blocked", "backend.fused_optimizer=true")
+def test_blocked_attention_and_fused_optimizer_agree_with_the_plain_backend(tiny: Tiny, reference: list[float]) -> None:
+    fast = ("backend.attention=blocked", "backend.fused_optimizer=true")
     assert tiny.losses_of(*fast) == pytest.approx(reference, abs=1e-5)
 
 

@@ -283,7 +283,7 @@ def _mistakes(cls: type[Config], error: ValidationError) -> Iterator[tuple[str, 
         given = _show(details[0]["input"])
         if len(details) == 1 and details[0]["type"] in {"literal_error", "enum"}:
             expected = str(details[0]["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
-            yield place, f"cannot be {given}: {suggestion(str(details[0]['input']), expected)}"
+            yield place, f"{given} is not accepted: {suggestion(str(details[0]['input']), expected)}"
             continue
         message = " or ".join(_explain(detail["msg"]) for detail in details)
         complete = details[0]["type"] in {"missing", "value_error"} or len(given) > 60

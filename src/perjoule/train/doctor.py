@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import torch
 
 from perjoule.core.units import byte_size, si
+from perjoule.measure import SHELF as METERS
+from perjoule.measure.contract import Unavailable
 from perjoule.measure.machine import MachineProfile, host_facts
 from perjoule.train import probe
 from perjoule.train.backend import choose, prepare
@@ -45,6 +47,13 @@ def examine(again: bool = False) -> Iterator[str]:
     yield f"compiler   {compiler or 'none on the path: torch.compile is not used'}"
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     yield f"gpu        {f'{cuda} CUDA devices' if cuda else 'torch sees none'}"
+    for kind in METERS.names():
+        meter = METERS.load(kind)().build()
+        if isinstance(meter, Unavailable):
+            yield f"meter      {kind:<16} unavailable: {meter.reason}"
+        else:
+            yield f"meter      {kind:<16} {meter.read()} {meter.unit}, {meter.scope}, {meter.method}"
+            meter.close()
     backend = choose(BackendConfig(), torch.device("cpu"), early, profile)
     for line in backend.why:
         yield f"auto       {line}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,8 +14,9 @@ from perjoule.core import phases
 from perjoule.core.errors import PerjouleError
 from perjoule.data.contract import Samples
 from perjoule.evaluate.loss import HeldOutLoss, held_out_loss
+from perjoule.measure.contract import Meter, Unavailable
 from perjoule.measure.machine import MachineProfile, host_facts
-from perjoule.measure.memory import ProcessMemory
+from perjoule.measure.meters.memory import MemoryConfig
 from perjoule.measure.recorder import Recorder
 from perjoule.runs import checkpoints, folder
 from perjoule.runs.folder import RunFolder
@@ -64,7 +64,7 @@ class Session:
     last_evaluated: int = -1
     last_saved: int = -1
     segment: int = 0
-    memory: ProcessMemory = field(default_factory=ProcessMemory)
+    memory: Meter | Unavailable = field(default_factory=MemoryConfig().build)
 
     def __post_init__(self) -> None:
         section = self.config.checkpoint
@@ -104,6 +104,7 @@ class Session:
         """Return what the loop calls after each step: one line of metrics, and the progress display."""
         run = self.folder if self.config.record.enabled else None
         console, progress, segment, memory = self.console, self.progress, self.segment, self.memory
+        read_memory = (lambda: "null") if isinstance(memory, Unavailable) else memory.read
 
         def on_step(record: StepRecord) -> None:
             if run is not None:
@@ -111,7 +112,7 @@ class Session:
                 run.append(
                     f'{{"kind":"step","segment":{segment},"step":{record.step},"loss":{loss},"grad_norm":{norm},'
                     f'"lr":{record.lr!r},"samples":{record.samples},"tokens":{record.tokens},"useful":{record.useful},'
-                    f'"memory_bytes":{json.dumps(memory.read_bytes())}}}'
+                    f'"memory_bytes":{read_memory()}}}'
                 )
             console.step(record, goal.fraction(progress), progress.seconds)
 
