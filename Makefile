@@ -2,14 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNS := runs
+ARGUMENTS :=
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
 .PHONY: demo check format lint types imports test browser peers lock clean
 
 demo: $(VENV)/base
-	$(BIN)/perjoule train recipes/default.yaml name=$(DEMO)
-	$(BIN)/perjoule report runs/$(DEMO)
+	$(BIN)/perjoule train recipes/default.yaml name=$(DEMO) runs=$(RUNS) $(ARGUMENTS)
+	$(BIN)/perjoule report $(RUNS)/$(DEMO)
 
 check: lint types imports test
 

@@ -1,0 +1,79 @@
+"""Every block of the README is run, and `.ci/run` runs the README's test command."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+SHELL = [line for language, body in BLOCKS if language == "sh" for line in body.splitlines()]
+SHORT = ["stop.steps=3", "evaluate.every_steps=2", "evaluate.batches=1", "model.dim=32", "backend=plain"]
+
+
+def run(command: list[str], folder: Path, cache: Path) -> str:
+    environment = {**os.environ, "PERJOULE_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with what the commands need, so that runs do not land in the real checkout."""
+    for name in ("recipes", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def test_readme_has_only_blocks_that_are_run_here() -> None:
+    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python"]
+    assert SHELL[:2] == ["make demo", "make check"]
+    assert all(line.startswith("perjoule ") for line in SHELL[2:])
+
+
+def test_make_demo_trains_the_default_recipe_and_writes_a_report(tmp_path: Path, cache: Path) -> None:
+    if not (ROOT / ".venv" / "base").exists():
+        pytest.skip("make's own environment .venv is not there; CI always has it")
+    output = run(["make", "demo", f"RUNS={tmp_path}", f"ARGUMENTS={' '.join(SHORT)}"], ROOT, cache)
+    assert "finished: reached 3 steps" in output
+    (page,) = tmp_path.glob("demo-*/report.html")
+    assert str(page) in output.replace("\n", "")
+    assert "<svg" in page.read_text(encoding="utf-8")
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "make check" in script.splitlines()
+    assert "export CI=true" in script.splitlines()
+
+
+def test_commands_of_the_readme_work(checkout: Path, cache: Path) -> None:
+    outputs = [
+        run([*line.split(), *(SHORT if " train " in line else [])], checkout, cache)
+        for line in SHELL
+        if line.startswith("perjoule ")
+    ]
+    assert "matmul" in outputs[0]
+    assert "finished: reached 3 steps" in outputs[1]
+    assert "finished" in outputs[2]
+
+
+def test_python_of_the_readme_works(checkout: Path, cache: Path) -> None:
+    code = BLOCKS[-1][1].replace('"stop.steps=20"', ", ".join(repr(word) for word in SHORT))
+    output = run([sys.executable, "-c", code], checkout, cache)
+    path, loss = output.splitlines()[-1].split()
+    assert (checkout / path / "manifest.json").is_file()
+    assert 0 < float(loss) < 10
