@@ -33,8 +33,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A folder with what the commands need, so that runs do not land in the real checkout."""
-    for name in ("recipes", "docs"):
-        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    (tmp_path / "books").mkdir()
+    for number, document in enumerate((ROOT / "docs").glob("*.md")):
+        shutil.copy(document, tmp_path / "books" / f"{number}.txt")
     return tmp_path
 
 
