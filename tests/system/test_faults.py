@@ -1,6 +1,5 @@
 """Wrong input and failing machines: one clear line, an exit code that is not zero, and nothing recorded is lost."""
 
-import os
 import pickle
 import re
 import shutil
@@ -56,17 +55,23 @@ def text(folder: Path, *documents: str) -> Path:
         ("model.dmi=32", "model.dmi: unknown key: did you mean 'dim'?"),
         ("model.dim=wide", "model.dim: must be a number, not 'wide'"),
         ("model.dim=-32", "model.dim: must be greater than 0, not -32"),
-        ("model.num_heads=3", "model.num_heads: must divide dim 32 (nearest: 1, 2, 4, 8)"),
+        ("model.num_heads=3", "model.num_heads: 3 does not divide dim 32 (nearest: 1, 2, 4, 8)"),
         ("model.kind=transfromer", "model.kind: unknown models kind 'transfromer': did you mean 'transformer'?"),
         ("data.tokenizer.vocab_size=100", "data.tokenizer.vocab_size: must be at least 258 (256 bytes and 2 special"),
         ("batch.accumulation=3", "batch: size 4 must be a multiple of accumulation 3"),
         ("stop={patience: 3}", "stop: give at least one of steps, epochs, tokens, seconds"),
         ("stop.patience=3", "the recipe: stop.patience counts evaluations: give evaluate.every_steps as well"),
-        ("device=tpu", "device: string should match pattern"),
+        ("device=tpu", "device: must match pattern '^(cpu|cuda(:\\d+)?)$', not 'tpu'"),
         ("device=cuda", "device cuda does not exist here; accepted: cpu (torch sees no CUDA device)"),
         ("device=cuda:1", "device cuda:1 does not exist here; accepted: cpu (torch sees no CUDA device)"),
         ("stop.steps", "'stop.steps' is not an override; write key=value, such as stop.steps=200"),
-        ("model.vocab_size=100", "model.vocab_size"),
+        (
+            "model.vocab_size=100",
+            "model.vocab_size 100 is smaller than the data's 320; accepted: null (the data's own)",
+        ),
+        ("batch.size=-3", "batch.size: must be greater than 0, not -3"),
+        ("evaluate.split=tset", "evaluate.split: 'tset' is not accepted: did you mean 'test'?"),
+        ("backend=fast", "backend.preset: unknown preset 'fast': did you mean 'auto'? (accepted: auto, plain)"),
     ],
 )
 def test_a_mistake_in_the_recipe_is_one_line(refuse: Refuse, override: str, message: str) -> None:
@@ -90,14 +95,13 @@ def test_missing_data_names_the_nearest(refuse: Refuse, tmp_path: Path) -> None:
 
 def test_empty_data_is_refused(refuse: Refuse, tmp_path: Path) -> None:
     assert refuse.train(6, f"data.path={text(tmp_path / 'none')}").startswith("no file with documents below the folder")
-    line = refuse.train(6, f"data.path={text(tmp_path / 'blank', '', '')}")
-    assert "document" in line
-    assert "empty" in line
+    folder = text(tmp_path / "blank", "", "")
+    assert refuse.train(6, f"data.path={folder}") == f"no documents in 2 files of {folder}; skipped: 2 empty"
 
 
 def test_an_unreadable_file_is_named(refuse: Refuse, tmp_path: Path) -> None:
     folder = text(tmp_path / "corpus", "words")
-    (folder / "b.jsonl").symlink_to("/proc/self/mem")
+    (folder / "b.jsonl").symlink_to("/proc/self/mem")  # not readable from its start, not even for root
     assert refuse.train(6, f"data.path={folder}") == f"cannot read {folder / 'b.jsonl'}: Input/output error"
     (tmp_path / "x.txt").mkdir()
     assert refuse.train(6, f"data.path={tmp_path / 'x.txt'}").startswith("no file with documents below the folder")
@@ -115,7 +119,8 @@ def test_null_and_binary_cells_are_left_out_and_counted(tiny: Tiny, tmp_path: Pa
 
 def test_a_binary_file_is_no_document(refuse: Refuse, tmp_path: Path) -> None:
     (tmp_path / "image.txt").write_bytes(bytes(range(256)) * 10)
-    assert "not_utf8" in refuse.train(6, f"data.path={tmp_path / 'image.txt'}")
+    line = refuse.train(6, f"data.path={tmp_path / 'image.txt'}")
+    assert line == f"no documents in 1 files of {tmp_path}; skipped: 1 not_utf8"
 
 
 def test_a_text_shorter_than_a_row_says_what_fits(refuse: Refuse, tmp_path: Path) -> None:
@@ -233,15 +238,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if not mounted or mounted.returncode != 0:
         pytest.skip("mounting a file system needs root")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_the_checkpoints_before_stay(
-    refuse: Refuse, small_disk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_is_one_line_and_the_checkpoints_before_stay(refuse: Refuse, small_disk: Path) -> None:
     # The journal takes 1 MiB, a checkpoint about 0.5 MB: there is no room for the third.
     line = refuse.train(5, f"runs={small_disk}", "name=full", "checkpoint={every_steps: 1, keep: 9}", "stop.steps=50")
-    assert line.endswith(("No space left on device", "the disk is full"))
+    assert "No space left on device" in line or line.endswith("the disk is full")
     run = load_run(small_disk / "full")
     assert run.status in ("failed", "interrupted")
     assert len(run.steps) >= 1
@@ -271,7 +274,9 @@ def test_a_limit_on_the_size_of_files_is_one_line(tiny: Tiny, forks: Forks, tmp_
     ended = forks.start(arguments, tmp_path / "output", largest_file_bytes=1_060_000).end()
     run = load_run(tiny.runs / "large")
     assert ended.code == 5
-    assert ended.err == f"perjoule: cannot write the checkpoint {run.path / CHECKPOINTS / '00000005'}: File too large\n"
+    assert ended.err.startswith(f"perjoule: cannot write the checkpoint {run.path / CHECKPOINTS / '00000005'}: ")
+    assert "File too large" in ended.err
+    assert ended.err.count("\n") == 1
     assert (run.status, len(run.steps)) == ("failed", 5)
     assert list((run.path / CHECKPOINTS).glob("0*")) == []
     assert len(list((run.path / EVENTS).iterdir())) == 1
@@ -282,8 +287,3 @@ def test_debug_shows_the_traceback(tiny: Tiny, forks: Forks, tmp_path: Path) -> 
     assert ended.code == 1
     assert "Traceback (most recent call last)" in ended.err
     assert "perjoule.core.errors.ConfigError: model.dim: must be greater than 0, not 0" in ended.err
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can write where it may not")
-def test_faults_are_tested_as_root() -> None:
-    assert os.access("/proc/1/mem", os.R_OK)

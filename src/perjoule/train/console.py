@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from datetime import datetime
@@ -37,6 +38,8 @@ class Console:
         self._since = (time.monotonic(), 0)
         self._tokens = 0
         self._rate = 0.0
+        self._steps = 0
+        self._steady = (0.0, 0.0)
 
     def log_to(self, path: Path) -> None:
         """Append every line to a file as well, with its time."""
@@ -74,6 +77,9 @@ class Console:
             seconds: time spent in steps so far.
         """
         self._tokens += record.tokens
+        self._steps += 1
+        if self._steps == 2:  # the first step compiles and warms up; it says nothing about the others
+            self._steady = (fraction, seconds)
         now = time.monotonic()
         if now < self._next_s:
             return
@@ -82,7 +88,10 @@ class Console:
         if now > since:
             self._rate = (self._tokens - tokens) / (now - since)
         self._since = (now, self._tokens)
-        left = f", {duration(seconds / fraction - seconds)} left" if 0 < fraction <= 1 and seconds > 0 else ""
+        begun, spent = self._steady
+        left = ""
+        if self._steps > 2 and fraction > begun:
+            left = f", {duration((seconds - spent) * (1 - fraction) / (fraction - begun))} left"
         text = f"step {record.step}  loss {record.loss:.4f}  {si(self._rate, 'tok/s')}{left}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=fraction, description=text)
@@ -90,8 +99,16 @@ class Console:
             self.line(text)
 
     def _write_log(self, text: str) -> None:
-        if self._log is not None:
+        """Append to the log, and go on without it if that fails: it holds nothing that is not recorded elsewhere."""
+        if self._log is None:
+            return
+        try:
             self._log.write(f"{datetime.now().astimezone().isoformat(timespec='milliseconds')} {text}\n")
+        except OSError as error:
+            log, self._log = self._log, None
+            with contextlib.suppress(OSError):  # closing tries to write what is left
+                log.close()
+            self.line(f"{log.name}: {error.strerror}; lines are no longer logged")
 
     def close(self) -> None:
         """Take the bar away and close the log."""

@@ -202,7 +202,7 @@ class _Assembly:
         time_step = debug.step_timer(module, first, backend, config.batch.accumulation)
         remaining = goal.remaining(progress)
         called = self._timed("backend", lambda: backend.compiled(module, time_step, *remaining))
-        self.startup_s["total"] = process_age_s()
+        self.startup_s["other"] = max(0.0, process_age_s() - sum(self.startup_s.values()))
         recorder = session.begin(self.profile, self.startup_s)
         try:
             with (
@@ -235,6 +235,9 @@ class _Assembly:
         except BaseException as error:
             session.fail(error)
             raise
+        finally:
+            recorder.close()
+            session.close()
         return TrainResult(path, status, ending.reason, progress.step, session.last_loss, ending.signal)
 
     def _restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:

@@ -183,6 +183,11 @@ class Session:
             self.folder.end(status, reason, last_step=progress.step, seconds=progress.seconds)
         self.console.line(f"{status}: {reason}, at step {progress.step}")
 
+    def close(self) -> None:
+        """Let go of what was only read."""
+        if not isinstance(self.memory, Unavailable):
+            self.memory.close()
+
     def fail(self, error: BaseException) -> None:
         """Write why the run ended early, as far as that is still possible."""
         if self.folder is None or not self.folder.manifest["segments"]:

@@ -1,0 +1,205 @@
+"""The command line: verbs, shelves, exit codes, and what it does not import."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.system.tiny import Tiny, losses, run_of, write_corpus
+
+import perjoule
+from perjoule.cli import SHELVES, main
+from perjoule.config import yaml
+from perjoule.runs.folder import CONFIG, read_manifest
+
+ROOT = Path(__file__).parents[2]
+WITHOUT_TORCH = """
+import sys
+from perjoule.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as end:
+    code = end.code
+heavy = sorted({"torch", "tokenizers", "safetensors"} & sys.modules.keys())
+print(f"imported {heavy}, code {code}", file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    return run_of(Tiny(write_corpus(folder / "corpus"), folder / "runs").train("name=small"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["ls"],
+        ["ls", "models"],
+        ["ls", "data"],
+        ["ls", "measure"],
+        ["ls", "recipes"],
+        ["ls", "runs", "RUNS"],
+        ["report", "RUN"],
+        ["ls", "modles"],
+    ],
+    ids=" ".join,
+)
+def test_verbs_that_train_nothing_never_import_torch(arguments: list[str], trained: Path) -> None:
+    places = {"RUN": str(trained), "RUNS": str(trained.parent)}
+    command = [sys.executable, "-c", WITHOUT_TORCH, *(places.get(word, word) for word in arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == f"imported [], code {2 if 'modles' in arguments else 0}"
+
+
+def test_python_m_perjoule_is_the_command(trained: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "perjoule", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"perjoule {perjoule.__version__}\n"
+    refused = subprocess.run([sys.executable, "-m", "perjoule", "ls", "modles"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("perjoule: no shelf 'modles': did you mean 'models'?")
+    assert refused.stderr.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """As ``perjoule ls models | head -0`` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "perjoule", "ls", "models"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("shelf", ["models", "data", "measure"])
+def test_every_shelf_is_listed_with_a_line_for_each_entry(shelf: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from importlib import import_module
+
+    assert main(["ls", shelf]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = import_module(f"perjoule.{shelf}").SHELF.names()
+    assert [line.split()[0] for line in lines] == names
+    assert all(len(line.split()) > 3 for line in lines), "each says what it is"
+
+
+def test_shelves_recipes_and_runs_are_listed(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["ls"]) == 0
+    assert capsys.readouterr().out.split() == list(SHELVES)
+    monkeypatch.chdir(ROOT)
+    assert main(["ls", "recipes"]) == 0
+    assert re.search(r"^recipes/default\.yaml +The default: ", capsys.readouterr().out, re.MULTILINE)
+    assert main(["ls", "runs", str(trained.parent)]) == 0
+    assert capsys.readouterr().out.split() == [str(trained), "finished", "reached", "5", "steps"]
+
+
+def test_a_folder_without_recipes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "recipes", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"perjoule: no recipes (*.yaml) in {tmp_path}\n"
+
+
+def test_a_dry_run_prints_every_value_with_its_source_and_creates_nothing(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {kind: transformer, preset: 4xs}\nbatch:\n  size: 6\n")
+    assert main(["train", str(recipe), "--dry-run", f"runs={tiny.runs}", "stop.steps=9"]) == 0
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["model.dim"] == ["128", "preset 4xs"]
+    assert rows["batch.size"] == ["6", f"{recipe}:3"]
+    assert rows["stop.steps"] == ["9", "command line"]
+    assert rows["seed"] == ["0", "default"]
+    assert rows["runs"] == [str(tiny.runs), "command line"]
+    assert not tiny.runs.exists()
+
+
+def test_options_may_stand_between_overrides(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("seed: 5\n")
+    assert main(["train", str(recipe), "batch.size=2", "--dry-run", "seed=7"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^batch\.size +2 +command line$", shown, re.MULTILINE)
+    assert re.search(r"^seed +7 +command line$", shown, re.MULTILINE)
+    assert main(["train", "--dry-run", "seed=9"]) == 0, "without a recipe the first word is an override"
+    assert re.search(r"^seed +9 +command line$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["ls", "models", "x", "y"], ["train", "--dryrun"]], ids=str)
+def test_what_is_not_understood_has_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: perjoule" in capsys.readouterr().err
+
+
+def test_training_from_a_recipe_names_the_run_after_it_and_says_what_is_next(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "quick.yaml"
+    recipe.write_text("seed: 0\n")
+    assert main(["train", str(recipe), *tiny.arguments()]) == 0
+    (run,) = tiny.runs.iterdir()
+    assert re.fullmatch(r"quick-\d{8}-\d{6}-[0-9a-f]{4}", run.name)
+    assert read_manifest(run)["recipe"] == "quick"
+    assert capsys.readouterr().out.endswith(f"what it cost: perjoule report {run}\n")
+    # The configuration that it leaves behind trains the same again.
+    assert main(["train", str(run / CONFIG), "name=again"]) == 0
+    assert losses(tiny.runs / "again") == losses(run)
+    assert yaml.load((run / CONFIG).read_text(), "config.yaml").data["seed"] == 0
+    resolved = json.loads((run / "resolved.json").read_text())
+    assert resolved["seed"] == {"value": 0, "source": f"{recipe}:1"}
+    assert resolved["batch.size"] == {"value": 4, "source": "command line"}
+
+
+def test_resume_takes_its_recipe_from_the_run(tiny: Tiny) -> None:
+    run = run_of(tiny.train("schedule.kind=constant"))
+    assert main(["train", "--resume", str(run), "stop.steps=8"]) == 0
+    assert losses(run) == tiny.losses_of("schedule.kind=constant", "stop.steps=8")
+
+
+def test_report_shows_a_run_and_compares_two(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert main(["report", str(trained), str(trained), "--output", str(page)]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(page), str(page.with_suffix(".md"))]
+    assert page.read_text(encoding="utf-8").count("small") > 1
+
+
+def test_doctor_says_what_the_machine_can_do_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from perjoule.train import probe
+
+    monkeypatch.setenv("PERJOULE_CACHE", str(tmp_path))
+    monkeypatch.setattr(probe, "SHAPES", ((64, 64, 64),))
+    assert main(["doctor"]) == 0
+    first = capsys.readouterr().out
+    for expected in (
+        r"^matmul +float32-highest +[\d.]+ [GMT]FLOP/s +relative error \d",
+        r"^matmul +bf16 ",
+        r"^memory ",
+    ):
+        assert re.search(expected, first, re.MULTILINE)
+    assert list(tmp_path.glob("machine-*.json"))
+    monkeypatch.setattr(probe, "best_s", lambda run, budget_s: pytest.fail("it measured again"))
+    assert main(["doctor"]) == 0
+    kept = [line for line in first.splitlines() if line.startswith(("matmul", "memory", "auto"))]
+    assert set(kept) <= set(capsys.readouterr().out.splitlines())
+    with pytest.raises(BaseException, match="it measured again"):
+        main(["doctor", "--again"])
+
+
+def test_the_package_itself_is_the_verb(tiny: Tiny) -> None:
+    from typing import Any
+
+    package: Any = perjoule
+    result = package.train(perjoule.load(None, *tiny.arguments("stop.steps=1")))
+    assert result.step == 1
+    assert package.train.__name__ == "perjoule.train", "and still the module"
+    with pytest.raises(AttributeError, match="module 'perjoule' has no attribute 'trian'"):
+        _ = package.trian

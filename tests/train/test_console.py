@@ -1,0 +1,97 @@
+"""What a person sees while a run goes on."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from perjoule.train import console as consoles
+from perjoule.train.console import Console
+from perjoule.train.job import StepRecord
+
+
+def record(step: int) -> StepRecord:
+    return StepRecord(step, 4.5678, 1.0, 1e-3, samples=8, tokens=1000, useful=990)
+
+
+class Terminal(io.StringIO):
+    """Text that is drawn on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return a list whose last item is the time."""
+    now = [100.0]
+    monkeypatch.setattr(consoles.time, "monotonic", lambda: now[-1])
+    return now
+
+
+def test_plain_lines_come_every_five_seconds_with_rate_and_rest(seconds: list[float]) -> None:
+    shown = io.StringIO()
+    console = Console(stream=shown)
+    console.begin()
+    for step in range(1, 13):
+        seconds.append(100.0 + step)
+        console.step(record(step), fraction=step / 24, seconds=float(step))
+    assert shown.getvalue().splitlines() == [
+        "step 1  loss 4.5678  1 ktok/s",
+        "step 6  loss 4.5678  1 ktok/s, 18 s left",
+        "step 11  loss 4.5678  1 ktok/s, 13 s left",
+    ]
+
+
+def test_a_run_without_a_known_end_shows_no_rest(seconds: list[float]) -> None:
+    shown = io.StringIO()
+    Console(stream=shown).step(record(1), fraction=0.0, seconds=1.0)
+    assert "left" not in shown.getvalue()
+
+
+def test_a_terminal_gets_a_bar_that_goes_away(seconds: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    shown = Terminal()
+    console = Console(stream=shown)
+    console.begin()
+    seconds.append(101.0)
+    console.step(record(1), fraction=0.5, seconds=1.0)
+    console.line("step 1: validation loss 4.5 [not markup]")
+    console.close()
+    assert "step 1: validation loss 4.5 [not markup]" in shown.getvalue()
+
+
+def test_a_silent_console_prints_nothing_and_still_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(silent=True)
+    console.log_to(tmp_path / "train.log")
+    console.begin()
+    console.line("a line")
+    console.close()
+    console.close()
+    assert capsys.readouterr() == ("", "")
+    line = (tmp_path / "train.log").read_text(encoding="utf-8")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d a line\n", line)
+
+
+def test_a_log_is_continued(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        console = Console(silent=True)
+        console.log_to(tmp_path / "train.log")
+        console.line(text)
+        console.close()
+    assert [line.split()[-1] for line in (tmp_path / "train.log").read_text().splitlines()] == ["first", "second"]
+
+
+def test_a_log_that_cannot_be_written_is_given_up_with_one_line() -> None:
+    shown = io.StringIO()
+    console = Console(stream=shown)
+    console.log_to(Path("/dev/full"))
+    console.line("first")
+    console.line("second")
+    console.close()
+    assert shown.getvalue().splitlines() == [
+        "/dev/full: No space left on device; lines are no longer logged",
+        "first",
+        "second",
+    ]
