@@ -92,8 +92,8 @@ def measure(folder: Path, repeats: int, quick: bool) -> None:
             found[arm].append(timed([perjoule, *words]))
         found[TRAIN].append(first_step_s([*train, f"name=run{number}"], folder / f"run{number}"))
     for arm, values in found.items():
-        ratio = paired_ratio(values, found[TORCH]).text(2)
-        print(f"ratio {arm} / {TORCH}: {ratio}; {spread(values).text()} s")
+        ratio = "" if arm == TORCH else f"ratio {arm} / {TORCH}: {paired_ratio(values, found[TORCH]).text(2)}; "
+        print(f"{ratio}{arm} takes {spread(values).text()} s")
     for arm, words in verbs.items():
         print(f"{arm} imports torch: {'yes' if imports_torch(words) else 'no'}")
     manifest = json.loads((folder / f"run{repeats - 1}" / "manifest.json").read_text(encoding="utf-8"))

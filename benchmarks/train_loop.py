@@ -1,12 +1,15 @@
 """Training beside the peers: a hand-written loop, Lightning Fabric, HF Trainer and Lightning Trainer.
 
 ``python -m benchmarks.train_loop overhead``: the same settings for all, a tiny model, one thread; what each trainer
-adds to a step of the hand-written loop. Blocks of steps in turn, in one process, the hand-written loop twice (A/A).
+adds to a step of the hand-written loop. Arms take turns in blocks of steps within a process, the hand-written loop
+twice (A/A). Where an arm's memory lies biases a whole process by some percent, so the interval is over processes.
 perjoule records its journal and metrics lines; the peers record nothing (see :mod:`benchmarks.frameworks`).
 
 ``python -m benchmarks.train_loop throughput``: ``perjoule train`` with ``backend: auto`` beside the peers' defaults in
 float32 and bf16 autocast, on the 5.26 M-parameter Transformer with all cores. Every arm is a process of its own,
-because allocator and matrix path are set per process, and the processes run one after the other, round by round.
+because allocator and matrix path are set per process, and they run one after the other, round by round, each round
+with its own seed. OpenMP's threads spin, so other programs on the cores can make a step ten times longer in one arm
+and not in the next: an arm beside which others were busy is run again, whichever it is and whatever it gave.
 Peers that are not installed are left out by name; `make peers` installs them into ``.peers``.
 """
 
@@ -21,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -48,42 +51,63 @@ ENDLESS = 10**9
 FIRST_TIMED_STEP = 5
 """The first steps allocate, and loaders that read one batch ahead shift the first periods."""
 LAST_LOSSES = 20
-QUIET = 1.2
-"""Rounds of one arm that differ by more than this factor were not measured on a quiet machine: spinning OpenMP threads
-that lose a core have been seen to make a step 70 times longer, and no median over few rounds mends that."""
+MOST_OTHERS = 0.1
+"""Cores that other processes may use, on average, beside an undisturbed arm."""
+TRIES = 3
 
 
-def overhead(workload: Workload, rounds: int) -> None:
-    """Print what each trainer adds to a step of the hand-written loop."""
-    loops: dict[str, Callable[[Samples], None]] = {PERJOULE: partial(_perjoule, workload)}
-    for name in (HAND, AGAIN, *LOOPS):
-        loop = LOOPS[HAND if name == AGAIN else name]
+def overhead(processes: int, rounds: int, quick: bool) -> None:
+    """Print what each trainer adds to a step of the hand-written loop, over several processes."""
+    for name in LOOPS:
         if package := missing(name):
             print(f"{name}: left out, {package} is not installed (make peers)")
-            continue
-        loops[name] = partial(_framework, loop=loop, workload=workload)
-    arms = {name: Arm(loop, workload.samples, BLOCK_STEPS) for name, loop in loops.items()}
-    laps: dict[str, list[Lap]] = {name: [] for name in arms}
-    for arm in arms.values():
-        arm.ready()
-        arm.turn()
-    order, chance = list(arms), random.Random(0)
+    found: list[dict[str, Lap]] = []
+    for number in range(processes):
+        command = [sys.executable, "-m", "benchmarks.train_loop", "laps", "--rounds", str(rounds)]
+        printed = _call([*command, "--seed", str(number), *["--quick"] * quick])
+        found.append({name: Lap(**lap) for name, lap in json.loads(printed.splitlines()[-1]).items()})
+    hand = [laps[HAND].cpu_s for laps in found]
+    print(f"{HAND}: a step takes {spread(hand).text(3, 1e3)} ms CPU; {processes} processes, {rounds} rounds each")
+    for name in found[0]:
+        if name != HAND:
+            cpu, wall = ([getattr(laps[name], field) for laps in found] for field in ("cpu_s", "wall_s"))
+            print(
+                f"ratio {name} / {HAND}: {paired_ratio(cpu, hand).text()} CPU; overhead per step "
+                f"{paired_difference(cpu, hand).text(3, 1e3)} ms CPU, "
+                f"{paired_difference(wall, [laps[HAND].wall_s for laps in found]).text(3, 1e3)} ms wall"
+            )
+
+
+def measure_laps(workload: Workload, rounds: int, seed: int) -> dict[str, Lap]:
+    """Return the median step of each arm in this process, blocks in turn.
+
+    Args:
+        workload: what to train.
+        rounds: blocks of each arm.
+        seed: of the order in which arms are set up and take turns.
+    """
+    loops: dict[str, Callable[[Samples], None]] = {PERJOULE: partial(_perjoule, workload)}
+    for name in (HAND, AGAIN, *LOOPS):
+        if missing(name) is None:
+            loops[name] = partial(_framework, loop=LOOPS[HAND if name == AGAIN else name], workload=workload)
+    order, chance = list(loops), random.Random(seed)
+    chance.shuffle(order)
+    arms: dict[str, Arm] = {}
+    for name in order:
+        arms[name] = Arm(loops[name], workload.samples, BLOCK_STEPS)
+        arms[name].ready()
+        arms[name].turn()
+    laps: dict[str, list[Lap]] = {name: [] for name in loops}
     for _ in range(rounds):
         chance.shuffle(order)
         for name in order:
             laps[name].append(arms[name].turn())
     for arm in arms.values():
         arm.end()
-    cpu = {name: [lap.cpu_s for lap in own] for name, own in laps.items()}
-    wall = {name: [lap.wall_s for lap in own] for name, own in laps.items()}
-    print(f"{HAND}: a step takes {spread(cpu[HAND]).text(3, 1e3)} ms CPU, {rounds} rounds of {BLOCK_STEPS} steps")
-    for name in laps:
-        if name != HAND:
-            print(
-                f"ratio {name} / {HAND}: {paired_ratio(cpu[name], cpu[HAND]).text()} CPU; overhead per step "
-                f"{paired_difference(cpu[name], cpu[HAND]).text(3, 1e3)} ms CPU, "
-                f"{paired_difference(wall[name], wall[HAND]).text(3, 1e3)} ms wall"
-            )
+    return {
+        name: Lap(float(np.median([lap.wall_s for lap in own])), float(np.median([lap.cpu_s for lap in own])))
+        for name, own in laps.items()
+    }
 
 
 def _framework(samples: Samples, *, loop: FrameworkLoop, workload: Workload) -> None:
@@ -109,10 +133,17 @@ def _perjoule(workload: Workload, samples: Samples) -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """What one process's training gave: seconds of each step, and each step's loss in nats per token."""
+    """What one process's training gave.
+
+    Args:
+        step_s: seconds of each step.
+        losses: of each step, in nats per token.
+        others: cores that other processes used meanwhile.
+    """
 
     step_s: list[float]
     losses: list[float]
+    others: float = 0.0
 
     @property
     def median_s(self) -> float:
@@ -150,19 +181,21 @@ def train_framework(workload: Workload, name: str, precision: Precision, steps: 
     return Trained(np.diff([*samples.at_s, time.perf_counter()]).tolist(), [float(loss) for loss in losses])
 
 
-def train_auto(workload: Workload, steps: int, number: int) -> Trained:
+def train_auto(workload: Workload, steps: int, seed: int) -> Trained:
     """Train with the command line and ``backend: auto``, compiled as a long run would be, and read the run folder."""
+    name = f"auto-{time.monotonic_ns()}"
     recipe = workload.config.model_copy(
         update={
-            "name": f"auto-{number}",
+            "name": name,
+            "seed": seed,
             "stop": workload.config.stop.model_copy(update={"steps": steps}),
             "backend": BackendConfig(compile=True),
         }
     )
-    path = recipe.runs.parent / f"auto-{number}.yaml"
+    path = recipe.runs.parent / f"{name}.yaml"
     path.write_text(yaml.dump(recipe.model_dump(mode="json")), encoding="utf-8")
     _call([sys.executable, "-m", "perjoule", "train", str(path)])
-    run = load_run(recipe.runs / f"auto-{number}")
+    run = load_run(recipe.runs / name)
     return Trained(run.steps.wall_s.tolist(), run.steps.loss.tolist())
 
 
@@ -191,13 +224,40 @@ def throughput(workload: Workload, folder: Path, rounds: int, steps: int, quick:
     for number in range(rounds):
         peak = max(peak, _bf16_peak(folder / f"peak-{number}"))
         for name, train in arms.items():
-            found[name].append(train(number))
+            found[name].append(undisturbed(train, number))
     _report_throughput(workload, found, peak)
 
 
-def _train_peer(command: list[str], _: int) -> Trained:
+def _train_peer(command: list[str], seed: int) -> Trained:
     """Train in a process of its own, which prints JSON on its last line."""
-    return Trained(**json.loads(_call(command).splitlines()[-1]))
+    return Trained(**json.loads(_call([*command, "--seed", str(seed)]).splitlines()[-1]))
+
+
+def undisturbed(train: Callable[[int], Trained], seed: int) -> Trained:
+    """Train until no other process was busy meanwhile, a few times at most; the least disturbed counts."""
+    tries: list[Trained] = []
+    for _ in range(TRIES):
+        busy, own, begun = _machine_busy_s(), _children_s(), time.monotonic()
+        trained = train(seed)
+        others = (_machine_busy_s() - busy - (_children_s() - own)) / (time.monotonic() - begun)
+        tries.append(replace(trained, others=others))
+        if others <= MOST_OTHERS:
+            break
+    return min(tries, key=lambda one: one.others)
+
+
+def _machine_busy_s() -> float:
+    """Return the CPU seconds of all processes since boot, stolen ones included."""
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(
+        int, Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _children_s() -> float:
+    """Return the CPU seconds of this process and the children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _bf16_peak(folder: Path) -> float:
@@ -218,13 +278,18 @@ def _report_throughput(workload: Workload, found: dict[str, list[Trained]], peak
         share = ", ".join(
             f"{getattr(flops, convention) * rate / peak:.1%} ({convention})" for convention in ("causal", "full")
         )
-        loss, difference = runs[-1].last_loss, runs[-1].last_loss - found["auto"][-1].last_loss
-        print(
-            f"ratio auto / {name}: {paired_ratio(own, auto).text(2)}; {rate / 1e3:.1f} ktok/s, MFU {share}, "
-            f"loss of the last {LAST_LOSSES} steps {loss:.6f} ({difference:+.6f} to auto)"
-        )
-        if max(own) > QUIET * min(own):
-            print(f"  not quiet: the rounds of {name} differ by a factor of {max(own) / min(own):.2f}; run again")
+        loss = f"loss of the last {LAST_LOSSES} steps {spread([one.last_loss for one in runs]).text(4)}"
+        if name == "auto":
+            print(f"auto: {rate / 1e3:.1f} ktok/s, MFU {share}, {loss}")
+        else:
+            differences = paired_difference([one.last_loss for one in found["auto"]], [one.last_loss for one in runs])
+            print(
+                f"ratio auto / {name}: {paired_ratio(own, auto).text(2)}; {rate / 1e3:.1f} ktok/s, MFU {share}, "
+                f"{loss}, auto's minus it {differences.text(4)}"
+            )
+        worst = max(one.others for one in runs)
+        if worst > MOST_OTHERS:
+            print(f"  void: other processes used {worst:.2f} cores beside {name}; run again on a quiet machine")
     backend = Backend(torch.device("cpu"), {"compile": "auto"})
     # An eager step takes longer than the compiled one, so what pays for this one pays for that one.
     pays = next(steps for steps in count(100, 100) if _would_compile(min(auto), steps))
@@ -243,8 +308,12 @@ def _would_compile(step_s: float, steps: int) -> bool:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="training beside the peers")
-    parser.add_argument("part", choices=("overhead", "throughput", "arm"), help="arm: one peer, as JSON")
-    parser.add_argument("--rounds", type=int, help="default 100 (overhead), 2 (throughput)")
+    parser.add_argument(
+        "part", choices=("overhead", "throughput", "laps", "arm"), help="laps and arm: one process, JSON"
+    )
+    parser.add_argument("--rounds", type=int, help="default 15 (overhead), 2 (throughput)")
+    parser.add_argument("--processes", type=int, default=8, help="of overhead")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=40, help="of each process (throughput)")
     parser.add_argument("--name", choices=tuple(LOOPS), default=HAND)
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
@@ -255,14 +324,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(name)
         tiny = {"dim": 32, "num_layers": 2, "num_heads": 2}
         if options.part == "overhead":
-            torch.set_num_threads(1)
             print(machine_line(), versions(), sep="\n")
-            workload = Workload.prepare(config(tiny, 16, 2, folder, options.quick))
-            overhead(workload, 3 if options.quick else options.rounds or 100)
+            processes, rounds = (2, 2) if options.quick else (options.processes, options.rounds or 15)
+            overhead(processes, rounds, options.quick)
             print(machine_line())
             return
+        if options.part == "laps":
+            torch.set_num_threads(1)
+            workload = Workload.prepare(config(tiny, 16, 2, folder, options.quick))
+            laps = measure_laps(workload, options.rounds or 15, options.seed)
+            print(json.dumps({name: asdict(lap) for name, lap in laps.items()}))
+            return
         sizes = tiny if options.quick else FULL
-        workload = Workload.prepare(config(sizes, 256, 8, folder, options.quick))
+        workload = Workload.prepare(config(sizes, 256, 8, folder, options.quick, options.seed))
         if options.part == "arm":
             print(json.dumps(asdict(train_framework(workload, options.name, options.precision, options.steps))))
             return

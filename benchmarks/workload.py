@@ -35,7 +35,9 @@ FULL = {"dim": 256, "num_layers": 4, "num_heads": 4, "ffn_dim": 688}
 """5.26 M parameters with 4096 tokens."""
 
 
-def config(model: dict[str, Any], seq_len: int, batch_size: int, folder: Path, quick: bool) -> TrainConfig:
+def config(
+    model: dict[str, Any], seq_len: int, batch_size: int, folder: Path, quick: bool, seed: int = 0
+) -> TrainConfig:
     """Return a recipe with a constant learning rate and PyTorch's own settings.
 
     Args:
@@ -44,6 +46,7 @@ def config(model: dict[str, Any], seq_len: int, batch_size: int, folder: Path, q
         batch_size: rows per step.
         folder: where run folders and, for a quick run, the text go.
         quick: read a few modules of the standard library in place of all of it, which takes a second to prepare.
+        seed: of the weights and of the order of the samples.
     """
     data: dict[str, Any] = {"kind": "stdlib"}
     if quick:
@@ -56,6 +59,7 @@ def config(model: dict[str, Any], seq_len: int, batch_size: int, folder: Path, q
     return TrainConfig.model_validate(
         {
             "runs": folder / "runs",
+            "seed": seed,
             "model": {"kind": "transformer", **model},
             "data": {**data, "seq_len": seq_len},
             "batch": {"size": batch_size},

@@ -3,6 +3,7 @@
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,7 +163,7 @@ def test_a_run_that_is_being_written_cannot_be_resumed(refuse: Refuse, forks: Fo
     process.wait_for(lambda: (run / "metrics.jsonl").exists())
     line = refuse.command(5, "train", "--resume", str(run))
     assert line == f"{run} is being written by process {process.pid}; wait for it or stop it"
-    process.send(9)
+    process.send(signal.SIGKILL)
     process.end()
 
 

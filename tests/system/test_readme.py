@@ -35,8 +35,9 @@ def checkout(tmp_path: Path) -> Path:
     """A folder with what the commands need, so that runs do not land in the real checkout."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     (tmp_path / "books").mkdir()
-    for number, document in enumerate((ROOT / "docs").glob("*.md")):
-        shutil.copy(document, tmp_path / "books" / f"{number}.txt")
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for number in range(100):
+        (tmp_path / "books" / f"{number}.txt").write_text(text[100 * number :][:4000] or text, encoding="utf-8")
     return tmp_path
 
 

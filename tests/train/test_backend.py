@@ -1,17 +1,16 @@
 """How the arithmetic is chosen on machines that are not here, and that a given value is never overridden."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.system.tiny import Tiny, run_of, segments
+from tests.system.tiny import Tiny, resume, run_of, segments
 from torch import nn
 
 from perjoule.measure.machine import MachineProfile
-from perjoule.train import backend as backends
 from perjoule.train import probe
 from perjoule.train.backend import Backend, choose, prepare
 from perjoule.train.config import BackendConfig
@@ -39,14 +38,12 @@ def profile(tmp_path: Path) -> MachineProfile:
 @pytest.fixture
 def choose_on(profile: MachineProfile, monkeypatch: pytest.MonkeyPatch) -> Choose:
     """Return a function that chooses for a machine with the given rates."""
-    before = torch.get_float32_matmul_precision()
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
 
     def on(rates: dict[str, MatmulRate], **given: Any) -> Backend:
         monkeypatch.setattr(probe, "matmul_rates", lambda profile: rates)
         return choose(BackendConfig(**given), CPU, {"allocator": "system", "threads": 1}, profile)
 
-    assert torch.get_float32_matmul_precision() == before
     return on
 
 
@@ -131,15 +128,10 @@ def test_compiling_is_worth_it_only_if_enough_is_left(monkeypatch: pytest.Monkey
         assert backend.settings["compile"] is (called is compiled)
         return called is compiled, backend.why[0]
 
-    assert decide(1000, None) == (
-        True,
-        "compile: an eager step takes 500 ms, 500 s are left, and compiling costs about 40 s to save 35% of that",
-    )
+    costs = "are left, and compiling costs about 40 s to save 35% of that"
+    assert decide(1000, None) == (True, f"compile: an eager step takes 500 ms, 500 s {costs}")
     assert decide(100, None)[0] is False
-    assert decide(1000, 60.0) == (
-        False,
-        "no compile: an eager step takes 500 ms, 60 s are left, and compiling costs about 40 s to save 35% of that",
-    )
+    assert decide(1000, 60.0) == (False, f"no compile: an eager step takes 500 ms, 60 s {costs}")
     assert decide(None, 3600.0)[0] is True
     assert decide(19, None) == (False, "no compile: 19 steps cannot repay it")
 
@@ -152,11 +144,14 @@ def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_given_choice_about_compiling_is_followed_without_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda model: "compiled")
-    model = nn.Linear(1, 1)
-    untimed = lambda: pytest.fail("it was timed")  # noqa: E731
-    assert backend_of(compile=False).compiled(model, untimed, 10_000, None) is model
-    assert backend_of(compile=True).compiled(model, untimed, 1, None) == "compiled"
+    model, compiled = nn.Linear(1, 1), nn.Linear(1, 1)
+    monkeypatch.setattr(torch, "compile", lambda model: compiled)
+
+    def time_step() -> float:
+        pytest.fail("it was timed")
+
+    assert backend_of(compile=False).compiled(model, time_step, 10_000, None) is model
+    assert backend_of(compile=True).compiled(model, time_step, 1, None) is compiled
 
 
 class Attentive(nn.Module):
@@ -175,6 +170,7 @@ class Attentive(nn.Module):
 
 
 def test_the_faster_attention_kernel_is_taken(profile: MachineProfile, monkeypatch: pytest.MonkeyPatch) -> None:
+    times: Iterator[float] = iter(())
     monkeypatch.setattr(probe, "best_s", lambda run, budget_s: next(times))
     for seconds, fastest in (((2e-3, 1e-3), "blocked"), ((1e-3, 2e-3), "sdpa")):
         times = iter(seconds)
@@ -216,7 +212,7 @@ def test_the_peak_is_that_of_the_precision_or_says_why_there_is_none(profile: Ma
 def test_ranks_on_one_node_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setattr(backends.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("perjoule.train.backend.os.sched_getaffinity", lambda pid: set(range(8)))
     for local_world_size in (1, 2, 16):
         prepare(BackendConfig(allocator="system"), Ranks(0, 16, 0, local_world_size))
     prepare(BackendConfig(allocator="system", threads=3), Ranks())
@@ -225,7 +221,10 @@ def test_ranks_on_one_node_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_allocator_that_cannot_be_set_is_not_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError("musl has none")))
+    def no_library(name: str) -> None:
+        raise OSError("another libc")
+
+    monkeypatch.setattr("perjoule.train.backend.ctypes.CDLL", no_library)
     assert prepare(BackendConfig(threads="torch"), Ranks())["allocator"] == "system"
 
 
@@ -248,8 +247,6 @@ def test_best_time_leaves_out_the_first_call() -> None:
 
 
 def test_auto_is_decided_recorded_and_kept_by_a_resumed_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.system.tiny import resume
-
     monkeypatch.setattr(probe, "matmul_rates", lambda profile: AMX)
     run = run_of(tiny.train("backend=auto", "backend.threads=1"))
     monkeypatch.setattr(probe, "matmul_rates", lambda profile: AVX2)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from perjoule.train import console as consoles
 from perjoule.train.console import Console
 from perjoule.train.job import StepRecord
 
@@ -26,7 +25,7 @@ class Terminal(io.StringIO):
 def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return a list whose last item is the time."""
     now = [100.0]
-    monkeypatch.setattr(consoles.time, "monotonic", lambda: now[-1])
+    monkeypatch.setattr("perjoule.train.console.time.monotonic", lambda: now[-1])
     return now
 
 
@@ -46,7 +45,11 @@ def test_plain_lines_come_every_five_seconds_with_rate_and_rest(seconds: list[fl
 
 def test_a_run_without_a_known_end_shows_no_rest(seconds: list[float]) -> None:
     shown = io.StringIO()
-    Console(stream=shown).step(record(1), fraction=0.0, seconds=1.0)
+    console = Console(stream=shown)
+    for step in range(1, 13):
+        seconds.append(100.0 + step)
+        console.step(record(step), fraction=0.0, seconds=float(step))
+    assert shown.getvalue().count("step") == 3
     assert "left" not in shown.getvalue()
 
 

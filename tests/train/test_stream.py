@@ -36,9 +36,9 @@ def test_a_step_reads_the_same_positions_however_it_is_shared(accumulation: int,
     read = [
         position
         for rank in range(world_size)
-        for position in positions(stream(12, accumulation, rank, world_size), accumulation, start=24)
+        for position in positions(stream(24, accumulation, rank, world_size), accumulation, start=48)
     ]
-    assert sorted(read) == list(range(24, 36))
+    assert sorted(read) == list(range(48, 72))
 
 
 def test_each_micro_batch_is_contiguous_over_the_ranks() -> None:

@@ -1,8 +1,9 @@
 """Pure functions from a run to its figures. Every figure says how it was obtained and from how many observations.
 
 What a run cost is summed over everything that was computed, the work that a resume threw away included. What a run
-reached (loss, curves) is taken from the steps that led to its last weights. Rates are taken over the *measured window*:
-the timed steps of every segment behind its warm-up, without the time of evaluations and checkpoints.
+reached (loss, curves) is taken from the steps that led to its last weights. Rates and phases are taken over the
+*measured window*: the timed steps of every segment behind its warm-up, without those that a resume threw away. The time
+in steps is the window, the warm-up steps and what was thrown away, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,71 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perjoule.core.phases import OTHER, STEP, parent
 from perjoule.core.units import si
+from perjoule.report.phases import PhaseCost, RankCost, phase_costs, rank_costs
+from perjoule.report.quantity import Distribution, Figure, Floats, Quantity, Unavailable, spread
 from perjoule.runs.tables import Run
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Unavailable:
-    """A figure that does not exist, and why."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A figure.
-
-    Args:
-        value: in SI, never NaN.
-        unit: ``s``, ``tokens/s``, ``B``, ``nats``; ``fraction`` of 1; "" for a count or another bare number.
-        how: how it was obtained, in words.
-        n: number of observations behind it.
-    """
-
-    value: float
-    unit: str
-    how: str
-    n: int
-
-
-Figure = Quantity | Unavailable
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """How a time spreads over steps, in seconds; ``n`` is the number of steps."""
-
-    mean_s: float
-    median_s: float
-    p95_s: float
-    min_s: float
-    max_s: float
-    n: int
-
-
-@dataclass(frozen=True)
-class PhaseCost:
-    """What one phase cost.
-
-    Args:
-        phase: its name; ``other`` is the step without its phases.
-        wall_s: seconds over all timed steps of all segments, without nested phases.
-        share: of the time of all timed steps; the shares of a run add up to 1.
-        cpu_s: CPU seconds, added over threads and ranks.
-        per_step: over the steps of the measured window in which it occurred.
-        how: how the seconds were obtained.
-    """
-
-    phase: str
-    wall_s: float
-    share: float
-    cpu_s: float
-    per_step: Distribution | Unavailable
-    how: str
 
 
 @dataclass(frozen=True)
@@ -95,11 +35,13 @@ class Summary:
     """The figures of a run. Field by field: see ``LABELS``."""
 
     wall_s: Figure
+    window_s: Figure
+    warmup_s: Figure
+    lost_s: Figure
     training_s: Figure
     evaluate_s: Figure
     checkpoint_blocked_s: Figure
     startup_s: Figure
-    lost_s: Figure
     steps: Figure
     tokens: Figure
     samples: Figure
@@ -117,16 +59,19 @@ class Summary:
     memory_bytes: Figure
     energy_j: Figure
     phases: tuple[PhaseCost, ...]
+    ranks: tuple[RankCost, ...]
     startup: tuple[StartUp, ...]
 
 
 LABELS = {
     "wall_s": "Time in steps",
+    "window_s": "Measured window",
+    "warmup_s": "Warm-up steps",
+    "lost_s": "Lost and done again",
     "training_s": "Training time",
     "evaluate_s": "Evaluation",
     "checkpoint_blocked_s": "Blocked by checkpoints",
     "startup_s": "Start-up",
-    "lost_s": "Lost and done again",
     "steps": "Steps",
     "samples": "Samples",
     "tokens": "Tokens",
@@ -153,21 +98,23 @@ def figures(summary: Summary) -> dict[str, Figure]:
 
 def summarize(run: Run) -> Summary:
     """Compute the figures of a run."""
-    steps, phases = run.steps, phase_costs(run)
+    steps = run.steps
     rates = _rates(run)
     evaluated = [one.seconds for one in run.evaluations]
     blocked = [one.blocked_s for one in run.checkpoints]
     startup = _startup(run)
     loss_validation = _best_validation(run)
     return Summary(
-        wall_s=_total(steps.wall_s, "wall clock, all segments"),
+        wall_s=_total(steps.wall_s, "wall clock, all segments: measured window, warm-up steps, and what was lost"),
+        window_s=_window(run),
+        warmup_s=_warmup(run),
+        lost_s=_lost(run),
         training_s=_total(steps.training_s, "wall clock, without evaluations and checkpoints"),
         evaluate_s=_listed(evaluated, "evaluation", "as timed by the loop"),
         checkpoint_blocked_s=_listed(blocked, "checkpoint", "how long training waited, as timed by the loop"),
         startup_s=_listed(
             [sum(one.parts_s.values()) for one in startup], "start-up time", "as timed before the first step"
         ),
-        lost_s=_lost(run),
         steps=_count(steps.kept.step[-1:], "number of the last step", len(steps)),
         tokens=_count(steps.tokens, "label positions, with ignored and repeated ones", len(steps)),
         samples=_count(steps.samples, "with repeated ones", len(steps)),
@@ -175,7 +122,7 @@ def summarize(run: Run) -> Summary:
         tokens_per_s=rates["tokens"],
         useful_tokens_per_s=rates["useful"],
         ignored_fraction=_ignored(run),
-        step_s=_spread(steps.training_s[steps.in_window]),
+        step_s=spread(steps.training_s[steps.in_window]),
         loss_first=_loss(run, 0),
         loss_last=_loss(run, -1),
         loss_validation=loss_validation,
@@ -184,58 +131,10 @@ def summarize(run: Run) -> Summary:
         mfu_causal=_mfu(run, rates["tokens"], "flops_per_token_causal", "causal"),
         memory_bytes=_memory(run),
         energy_j=Unavailable("no meter in this run"),
-        phases=phases,
+        phases=phase_costs(run),
+        ranks=rank_costs(run),
         startup=startup,
     )
-
-
-def phase_costs(run: Run) -> tuple[PhaseCost, ...]:
-    """Return what every phase of every segment cost, ``other`` last. Their shares add up to 1."""
-    names: list[str] = []
-    for segment in run.segments:
-        if segment.phases is not None:
-            names += [name for name in segment.phases.phases if name not in names]
-    place = {name: number for number, name in enumerate(names)}
-    nested_behind_parent = sorted(names, key=lambda name: (place.get(parent(name), place[name]), place[name]))
-    collected = {name: _collect(run, name) for name in (*nested_behind_parent, STEP)}
-    total_s = sum(wall_s for wall_s, _, _ in collected.values())
-    fences = sorted({str(segment.facts.get("fence", "unknown")) for segment in run.segments})
-    how = f"the wall clock at the edges of each phase, fence: {', '.join(fences)}"
-    costs = []
-    for name, (wall_s, cpu_s, in_window_s) in collected.items():
-        if total_s == 0:
-            continue
-        costs.append(
-            PhaseCost(
-                phase=OTHER if name == STEP else name,
-                wall_s=wall_s,
-                share=wall_s / total_s,
-                cpu_s=cpu_s,
-                per_step=_spread(in_window_s if name == STEP else in_window_s[in_window_s > 0]),
-                how="the step without its phases" if name == STEP else how,
-            )
-        )
-    return tuple(costs)
-
-
-def _collect(run: Run, phase: str) -> tuple[float, float, Floats]:
-    """Return the seconds and the CPU seconds of a phase in all segments, and its seconds per step of the window."""
-    wall_s, cpu_s, in_window_s = 0.0, 0.0, [np.empty(0)]
-    for segment in run.segments:
-        if segment.phases is not None:
-            seconds = segment.phases.exclusive_s(phase)
-            wall_s += float(seconds.sum())
-            cpu_s += sum(float(rank.exclusive_cpu_s(phase).sum()) for rank in segment.ranks.values())
-            in_window_s.append(seconds[segment.in_window(segment.phases.steps)])
-    return wall_s, cpu_s, np.concatenate(in_window_s)
-
-
-def _spread(seconds: Floats) -> Distribution | Unavailable:
-    if not len(seconds):
-        return Unavailable("no step behind the warm-up")
-    median_s, p95_s = np.quantile(seconds, [0.5, 0.95])
-    low_s, high_s = float(seconds.min()), float(seconds.max())
-    return Distribution(float(seconds.mean()), float(median_s), float(p95_s), low_s, high_s, len(seconds))
 
 
 def _total(seconds: Floats, how: str) -> Figure:
@@ -249,6 +148,27 @@ def _listed(seconds: list[float], what: str, how: str) -> Figure:
 
 def _count(values: NDArray[np.int64], how: str, n: int) -> Figure:
     return Quantity(float(values.sum()), "", how, n) if len(values) else Unavailable("no step was completed")
+
+
+def _window(run: Run) -> Figure:
+    """Return the time of the steps that rates and phases are taken over."""
+    window = run.steps.where(run.steps.in_window)
+    if not len(window):
+        return Unavailable("no step behind the warm-up" if len(run.steps) else "no step was completed")
+    how = "steps behind the warm-up of their segment, evaluations and checkpoints included"
+    return Quantity(float(window.wall_s.sum()), "s", how, len(window))
+
+
+def _warmup(run: Run) -> Figure:
+    """Return the time of the first steps of each segment, which lie outside the window."""
+    steps = run.steps
+    timed = np.isfinite(steps.wall_s)
+    if not timed.any():
+        return Unavailable("no step was timed")
+    warmup = steps.where(timed & ~steps.in_window & ~steps.superseded)
+    if not len(warmup):
+        return Quantity(0.0, "s", "no step was set apart as warm-up", 0)
+    return Quantity(float(warmup.wall_s.sum()), "s", "compilation among them; outside the measured window", len(warmup))
 
 
 def _lost(run: Run) -> Figure:
@@ -350,6 +270,11 @@ def _memory(run: Run) -> Figure:
     return Quantity(float(read.max()), "B", f"largest at the end of a step, {', '.join(devices)}", len(read))
 
 
+def startup_parts_s(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Return the parts of a segment's start-up. They add up; ``total``, which early runs wrote beside them, is none."""
+    return {str(part): float(spent) for part, spent in (facts.get("startup_s") or {}).items() if part != "total"}
+
+
 def _startup(run: Run) -> tuple[StartUp, ...]:
-    parts = [(one.number, one.facts.get("startup_s") or {}) for one in run.segments]
-    return tuple(StartUp(number, {str(k): float(v) for k, v in part.items()}) for number, part in parts if part)
+    parts = [(one.number, startup_parts_s(one.facts)) for one in run.segments]
+    return tuple(StartUp(number, parts_s) for number, parts_s in parts if parts_s)

@@ -9,7 +9,7 @@ step after its phases is then exact, and never negative by a rounding error.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,24 @@ class PhaseTable:
     def exclusive_cpu_s(self, phase: str) -> Floats:
         """Return the CPU seconds of ``phase`` without those nested in it."""
         return self._exclusive(self.cpu_ns, phase) / _NS_PER_S
+
+    def total_ns(self, phase: str) -> int:
+        """Return the nanoseconds of ``phase`` in all steps, without nested ones; of ``step`` that is ``other``."""
+        return int(self._exclusive(self.wall_ns, phase).sum())
+
+    def total_cpu_ns(self, phase: str) -> int:
+        """Return the CPU nanoseconds of ``phase`` in all steps, without nested ones."""
+        return int(self._exclusive(self.cpu_ns, phase).sum())
+
+    def only(self, steps: Ints) -> PhaseTable:
+        """Return the rows of the given step numbers, as far as the table has them."""
+        rows = np.isin(self.steps, steps)
+        return replace(
+            self,
+            steps=self.steps[rows],
+            wall_ns={phase: column[rows] for phase, column in self.wall_ns.items()},
+            cpu_ns={phase: column[rows] for phase, column in self.cpu_ns.items()},
+        )
 
     def _exclusive(self, columns: Mapping[str, Ints], phase: str) -> Ints:
         children = [columns[other] for other in self.phases if parent(other) == phase]

@@ -227,7 +227,7 @@ def _build_steps(metrics: Metrics, segments: tuple[Segment, ...]) -> StepTable:
         **reals,
         wall_s=wall_s,
         training_s=training_s,
-        in_window=in_window & np.isfinite(wall_s),
+        in_window=in_window & np.isfinite(wall_s) & ~superseded,
         superseded=superseded,
     )
 

@@ -104,7 +104,12 @@ class Backend:
         model.set_attention(self.settings["attention"])
 
     def compiled(
-        self, model: nn.Module, time_step: Callable[[], float], steps_left: int | None, seconds_left: float | None
+        self,
+        model: nn.Module,
+        time_step: Callable[[], float],
+        steps_left: int | None,
+        seconds_left: float | None,
+        agree: Callable[[bool], bool] = bool,
     ) -> nn.Module:
         """Return the model to call: compiled if that was asked for, or if it pays within this run.
 
@@ -113,9 +118,10 @@ class Backend:
             time_step: runs one eager forward and backward pass and returns its seconds.
             steps_left: steps of this run, if known.
             seconds_left: its time limit, if any.
+            agree: makes one decision of those of all ranks.
         """
         if self.settings["compile"] == "auto":
-            self.settings["compile"] = self._compiling_pays(time_step, steps_left, seconds_left)
+            self.settings["compile"] = agree(self._compiling_pays(time_step, steps_left, seconds_left))
         return cast(nn.Module, torch.compile(model)) if self.settings["compile"] else model
 
     def _compiling_pays(
@@ -128,7 +134,7 @@ class Backend:
         if steps_left is not None and steps_left < 20:
             self.why.append(f"no compile: {steps_left} steps cannot repay it")
             return False
-        eager_s = min(time_step(), time_step())
+        eager_s = min(time_step() for _ in range(3))
         left_s = min(
             seconds_left if seconds_left is not None else float("inf"),
             steps_left * eager_s if steps_left is not None else float("inf"),

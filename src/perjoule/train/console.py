@@ -60,11 +60,11 @@ class Console:
         self._since = (time.monotonic(), self._tokens)
         if self._silent or not self._stream.isatty():
             return
+        from rich.console import Console as Screen
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-        self._bar = Progress(
-            SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"), transient=True, expand=False
-        )
+        columns = SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}")
+        self._bar = Progress(*columns, console=Screen(file=self._stream), transient=True, expand=False)
         self._task = self._bar.add_task("first step …", total=1.0)
         self._bar.start()
 

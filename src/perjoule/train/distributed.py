@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from perjoule.core.errors import PerjouleError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,24 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def leader_does(self, work: Callable[[], T]) -> T | None:
+        """Let rank 0 do something while the others wait; return its result there, and None elsewhere.
+
+        Raises:
+            PerjouleError: on every rank if it failed on rank 0, so that none waits for one that has given up.
+        """
+        result: T | None = None
+        error: PerjouleError | None = None
+        if self.leads:
+            try:
+                result = work()
+            except PerjouleError as caught:
+                error = caught
+        error = self.from_leader(error)
+        if error is not None:
+            raise error
+        return result
 
     def from_leader(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""

@@ -15,7 +15,7 @@ from perjoule.config import yaml
 from perjoule.config.resolve import Resolved
 from perjoule.core.errors import ConfigError, DataError
 from perjoule.core.seeding import derive
-from perjoule.data.contract import DataSet, Samples
+from perjoule.data.contract import Batch, DataSet, Samples
 from perjoule.data.prefetch import Prefetcher
 from perjoule.measure.machine import MachineProfile, process_age_s
 from perjoule.runs import checkpoints, folder
@@ -116,7 +116,7 @@ class _Assembly:
         module = self._timed("model", lambda: self._build_model(data, backend))
         self._timed("backend", lambda: backend.tune(module, stream.rows, self.profile))
         held_out = self._held_out(data)
-        run = self._open_folder(data, module)
+        run = ranks.leader_does(lambda: self._open_folder(data, module))
         try:
             path = ranks.from_leader(run.path if run else None)
             if ranks.leads:
@@ -136,9 +136,12 @@ class _Assembly:
 
     def _build_data(self) -> DataSet:
         """Let the leader prepare the data; the others take what it leaves in the cache."""
-        data: DataSet | None = self.config.data.build(self.config.seed) if self.ranks.leads else None  # type: ignore[attr-defined]
-        self.ranks.from_leader(None)
-        return data if data is not None else self.config.data.build(self.config.seed)  # type: ignore[attr-defined]
+
+        def build() -> DataSet:
+            data: DataSet = self.config.data.build(self.config.seed)  # type: ignore[attr-defined]
+            return data
+
+        return self.ranks.leader_does(build) or build()
 
     def _build_model(self, data: DataSet, backend: Backend) -> nn.Module:
         """Build the module from its own random stream, in the chosen type, with the given weights."""
@@ -163,11 +166,9 @@ class _Assembly:
             self.console.line(f"held-out loss: not measured ({error})")
             return None
 
-    def _open_folder(self, data: DataSet, module: nn.Module) -> RunFolder | None:
+    def _open_folder(self, data: DataSet, module: nn.Module) -> RunFolder:
         """Create the run folder, or reopen it; only the leader has one."""
         config = self.config
-        if not self.ranks.leads:
-            return None
         if self.resume is not None:
             run = RunFolder.reopen(self.resume)
             check_same_data(self.resume, run.manifest, data)
@@ -196,12 +197,7 @@ class _Assembly:
             config, path, run, ranks, self.console, backend, module, optimizer, stream, held_out, progress
         )
         session.last_saved = progress.step or -1
-        if config.debug.unused_parameters:
-            unused = debug.unused_parameters(module, first, backend)
-            self.console.line(f"parameters without a gradient: {', '.join(unused) or 'none'}")
-        time_step = debug.step_timer(module, first, backend, config.batch.accumulation)
-        remaining = goal.remaining(progress)
-        called = self._timed("backend", lambda: backend.compiled(module, time_step, *remaining))
+        called = self._timed("backend", lambda: self._called(session, first, goal))
         self.startup_s["other"] = max(0.0, process_age_s() - sum(self.startup_s.values()))
         recorder = session.begin(self.profile, self.startup_s)
         try:
@@ -240,16 +236,26 @@ class _Assembly:
             session.close()
         return TrainResult(path, status, ending.reason, progress.step, session.last_loss, ending.signal)
 
+    def _called(self, session: Session, first: Batch, goal: Goal) -> nn.Module:
+        """Look at the first batch's gradients if asked, and return what the loop calls: the module, or it compiled."""
+        config, backend, module = self.config, session.backend, session.module
+        if config.debug.unused_parameters:
+            unused = debug.unused_parameters(module, first, backend)
+            self.console.line(f"parameters without a gradient: {', '.join(unused) or 'none'}")
+        time_step = debug.step_timer(module, first, backend, config.batch.accumulation)
+        return backend.compiled(module, time_step, *goal.remaining(session.progress), self.ranks.from_leader)
+
     def _restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
         """Continue at the newest whole checkpoint of the run, or begin at the beginning."""
         if self.resume is None:
             return Progress()
         saved = self.resume / folder.CHECKPOINTS
-        newest: Path | None = None
-        if self.ranks.leads:
+
+        def find() -> Path | None:
             checkpoints.clean(saved)
-            newest = checkpoints.newest_whole(saved, self.console.line)
-        newest = self.ranks.from_leader(newest)
+            return checkpoints.newest_whole(saved, self.console.line)
+
+        newest = self.ranks.from_leader(self.ranks.leader_does(find))
         if newest is None:
             self.console.line("no checkpoint yet: training starts again at step 1")
             return Progress()

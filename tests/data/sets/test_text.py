@@ -45,7 +45,7 @@ def test_config_survives_its_own_dump(corpus: Path) -> None:
 
 
 def test_wrong_settings_are_refused_before_anything_is_read(corpus: Path) -> None:
-    with pytest.raises(ConfigError, match=r"batching: cannot be 'paked': did you mean 'packed'\?"):
+    with pytest.raises(ConfigError, match=r"batching: 'paked' is not accepted: did you mean 'packed'\?"):
         build_component(Component(data.SHELF), {"kind": "text", "path": str(corpus), "batching": "paked"})
     with pytest.raises(ConfigError, match=r"tokenizer\.vocab_size: must be at least 258"):
         build_component(Component(data.SHELF), {"kind": "text", "path": str(corpus), "tokenizer": {"vocab_size": 9}})
