@@ -138,7 +138,7 @@ class OpenRun:
         recipe = workload.config.model_copy(update={"record": record})
         path, ranks, console, progress = recipe.runs / name, Ranks(), Console(silent=True), Progress()
         profile = MachineProfile(recipe.runs)
-        early = backends.prepare(recipe.backend, ranks)
+        early = backends.prepare(recipe.backend, ranks, profile)
         backend = backends.choose(recipe.backend, torch.device("cpu"), early, profile)
         module = module or workload.model()
         backend.tune(module, workload.rows, profile)

@@ -1,11 +1,10 @@
 """A run that was stopped goes on as if it had not been, or says why it cannot."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
-from tests.system.tiny import Tiny, losses, resume, run_of, segments
+from tests.system.tiny import Tiny, losses, metrics, resume, run_of, segments
 
 from perjoule.core.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
 from perjoule.runs.folder import CHECKPOINTS, METRICS, event_path
@@ -172,6 +171,6 @@ def test_a_poisoned_weight_is_noticed_and_training_goes_on_from_the_checkpoint(
             tiny.train("name=poisoned", *SCHEDULE, f"stop.steps={STEPS}")
     run = tiny.runs / "poisoned"
     assert load_run(run).checkpoints[-1].step == 4
-    assert json.loads((run / METRICS).read_text().splitlines()[-1])["loss"] is None
+    assert metrics(run, "step")[-1]["loss"] is None
     resume(run)
     assert losses(run) == uninterrupted

@@ -12,7 +12,7 @@ from torch import nn
 
 from perjoule.measure.machine import MachineProfile
 from perjoule.train import probe
-from perjoule.train.backend import Backend, choose, prepare
+from perjoule.train.backend import Backend, Early, choose, prepare
 from perjoule.train.config import BackendConfig
 from perjoule.train.distributed import Ranks
 from perjoule.train.probe import MatmulRate
@@ -42,7 +42,7 @@ def choose_on(profile: MachineProfile, monkeypatch: pytest.MonkeyPatch) -> Choos
 
     def on(rates: dict[str, MatmulRate], **given: Any) -> Backend:
         monkeypatch.setattr(probe, "matmul_rates", lambda profile: rates)
-        return choose(BackendConfig(**given), CPU, {"allocator": "system", "threads": 1}, profile)
+        return choose(BackendConfig(**given), CPU, Early("system", 1, ()), profile)
 
     return on
 
@@ -85,7 +85,7 @@ def test_given_values_are_never_overridden(
 
 def test_nothing_is_probed_when_everything_is_given(profile: MachineProfile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "matmul_rates", lambda profile: pytest.fail("it probed"))
-    assert choose(BackendConfig(preset="plain"), CPU, {}, profile).why == []
+    assert choose(BackendConfig(preset="plain"), CPU, Early("system", 1, ()), profile).why == []
 
 
 def test_pure_bf16_is_never_chosen_and_warns_when_given(choose_on: Choose) -> None:
@@ -104,7 +104,7 @@ def test_an_accelerator_computes_in_bf16_where_it_has_it(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
-    backend = choose(BackendConfig(), torch.device("cuda:0"), {}, profile)
+    backend = choose(BackendConfig(), torch.device("cuda:0"), Early("system", 1, ()), profile)
     assert (backend.settings["precision"], backend.settings["matmul"]) == (precision, "highest")
     assert backend.why == [f"precision {precision}: {why}"]
     assert backend.peak(profile) == {
@@ -209,23 +209,59 @@ def test_the_peak_is_that_of_the_precision_or_says_why_there_is_none(profile: Ma
     assert backend_of(precision="bf16").peak(profile) == reason
 
 
-def test_ranks_on_one_node_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_on_one_node_share_its_cores(monkeypatch: pytest.MonkeyPatch, profile: MachineProfile) -> None:
     chosen: list[int] = []
+    monkeypatch.setattr(probe, "best_threads", lambda profile, most: (most, "timed"))
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr("perjoule.train.backend.os.sched_getaffinity", lambda pid: set(range(8)))
     for local_world_size in (1, 2, 16):
-        prepare(BackendConfig(allocator="system"), Ranks(0, 16, 0, local_world_size))
-    prepare(BackendConfig(allocator="system", threads=3), Ranks())
-    prepare(BackendConfig(allocator="system", threads="torch"), Ranks())
+        prepare(BackendConfig(allocator="system"), Ranks(0, 16, 0, local_world_size), profile)
+    prepare(BackendConfig(allocator="system", threads=3), Ranks(), profile)
+    prepare(BackendConfig(allocator="system", threads="torch"), Ranks(), profile)
     assert chosen == [8, 4, 1, 3]
 
 
-def test_an_allocator_that_cannot_be_set_is_not_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_allocator_that_cannot_be_set_is_not_claimed(
+    monkeypatch: pytest.MonkeyPatch, profile: MachineProfile
+) -> None:
     def no_library(name: str) -> None:
         raise OSError("another libc")
 
     monkeypatch.setattr("perjoule.train.backend.ctypes.CDLL", no_library)
-    assert prepare(BackendConfig(threads="torch"), Ranks())["allocator"] == "system"
+    assert prepare(BackendConfig(threads="torch"), Ranks(), profile).allocator == "system"
+
+
+def test_fewer_threads_are_taken_only_if_clearly_faster(profile: MachineProfile) -> None:
+    profile.put("threads/most=8", {"4": 0.0095, "8": 0.0100})
+    assert probe.best_threads(profile, 8)[0] == 8
+    profile.put("threads/most=8", {"4": 0.0080, "8": 0.0100})
+    assert probe.best_threads(profile, 8) == (4, "4 8 ms, 8 10 ms")
+
+
+def test_numbers_of_threads_are_timed_once_and_put_back(profile: MachineProfile) -> None:
+    before = torch.get_num_threads()
+    chosen, figures = probe.best_threads(profile, 2, budget_s=0.001)
+    assert torch.get_num_threads() == before
+    assert chosen in {1, 2}
+    assert set(profile.get("threads/most=2") or {}) == {"1", "2"}
+    assert probe.best_threads(MachineProfile(profile.path.parent), 2) == (chosen, figures)
+
+
+def test_measuring_again_keeps_the_better_rate(profile: MachineProfile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "SHAPES", ((32, 16, 8),))
+    probe.matmul_rates(profile, budget_s=0.001)
+    stored = profile.get(probe.matmul_key()) or {}
+    profile.put(probe.matmul_key(), {**stored, "float32-highest": {"flops": 1e18, "error": 0.0}})
+    again = probe.matmul_rates(profile, budget_s=0.001, again=True)
+    assert again["float32-highest"].flops == 1e18
+    assert again["float32-highest"].error > 0
+
+
+def test_adamw_is_timed_in_both_kinds(profile: MachineProfile) -> None:
+    seconds = probe.optimizer_seconds(profile, num_weights=1000, budget_s=0.001)
+    assert set(seconds) == {"fused", "plain"}
+    assert all(value > 0 for value in seconds.values())
+    assert probe.optimizer_seconds(profile, num_weights=1000) == seconds
 
 
 def test_measured_products_are_right_and_kept(profile: MachineProfile, monkeypatch: pytest.MonkeyPatch) -> None:

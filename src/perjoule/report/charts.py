@@ -11,7 +11,8 @@ import numpy as np
 from perjoule.core.phases import OTHER
 from perjoule.core.units import byte_size, duration, si
 from perjoule.report.figures import Line, color, histogram, line_chart, plain, smooth, stacked_bar
-from perjoule.report.summary import Distribution, Summary
+from perjoule.report.quantity import Distribution, Quantity
+from perjoule.report.summary import Summary
 from perjoule.runs.step_table import StepTable
 from perjoule.runs.tables import Run
 
@@ -123,7 +124,7 @@ def phase_bar(summary: Summary, colors: dict[str, str], whole: float = 1.0, scal
 
 
 def comparison_charts(labels: Sequence[str], runs: Sequence[Run]) -> list[Chart]:
-    """Draw the loss curves of several runs over each other: by step, by tokens and by seconds."""
+    """Draw the losses of several runs over each other, training and validation: by step, by tokens and by seconds."""
     longest_s = max(float(_timed(run.steps.kept).training_s.sum()) for run in runs)
     unit, unit_s = next(((name, size) for name, size in _TIME_UNITS if longest_s > 3 * size), ("seconds", 1.0))
     axes: list[tuple[str, Callable[[StepTable], np.ndarray], Callable[[float], str]]] = [
@@ -138,17 +139,30 @@ def comparison_charts(labels: Sequence[str], runs: Sequence[Run]) -> list[Chart]
         for index, run in enumerate(runs):
             kept = run.steps.kept if axis in ("step", "tokens") else _timed(run.steps.kept)
             lines += _curve(position(kept), kept.loss, color(index))[-1:]
+            lines += _validation(run, kept.step, position(kept), color(index))
         top, above = _top(lines)
-        svg = line_chart(lines, f"Training loss by {axis}", axis, x_format=x_format, top=top)
-        caption = "; ".join(part for part in ("training, nats, mean over the last 8 % of the steps", above) if part)
+        svg = line_chart(lines, f"Loss by {axis}", axis, x_format=x_format, top=top)
+        dashed = "dashed, with dots: validation" if any(line.style == "dashed" for line in lines) else ""
+        words = ("nats", "solid: training, mean over the last 8 % of the steps", dashed, above)
+        caption = "; ".join(part for part in words if part)
         charts.append(Chart(f"Loss by {axis}", svg, legend, caption))
     return [chart for chart in charts if chart.svg]
 
 
 def seconds_per_step(summary: Summary) -> float:
-    """Return the mean time of a step with all its phases, the length of a run's bar in a comparison."""
-    num_steps = getattr(summary.wall_s, "n", 0)
-    return sum(cost.wall_s for cost in summary.phases) / num_steps if num_steps else 0.0
+    """Return the mean time of a counted step with all its phases, the length of a run's bar in a comparison."""
+    counted = summary.window_s if isinstance(summary.window_s, Quantity) else summary.wall_s
+    return counted.value / counted.n if isinstance(counted, Quantity) else 0.0
+
+
+def _validation(run: Run, steps: np.ndarray, position: np.ndarray, css: str) -> list[Line]:
+    """Return the line of the validation losses, each where the training was after its step."""
+    evaluated = [one for one in run.kept_evaluations if one.split == "validation" and one.loss is not None]
+    if not evaluated:
+        return []
+    rows = np.searchsorted(steps, [one.step for one in evaluated], side="right")
+    y = np.array([one.loss for one in evaluated], np.float64)
+    return [Line(np.concatenate([[0.0], position])[rows], y, css, "dashed")]
 
 
 def _timed(steps: StepTable) -> StepTable:

@@ -31,7 +31,8 @@ class Line:
         x: (num_points,) ascending.
         y: (num_points,); points that are not finite are left out.
         color: CSS class.
-        style: ``line``, ``faint`` (raw values behind a smoothed line) or ``dots`` (few points, each of them drawn).
+        style: ``line``, ``faint`` (raw values behind a smoothed line), or ``dots`` and ``dashed`` (few points, each of
+            them drawn).
     """
 
     x: NDArray[np.float64]
@@ -227,7 +228,7 @@ def _draw(line: Line, x: Floats, y: Floats, x_range: tuple[float, float], y_rang
     points = [f"{_x(float(a), x_range):.1f},{_y(float(b), y_range):.1f}" for a, b in zip(x, y, strict=True)]
     css = f"{escape(line.style)} {escape(line.color)}"
     drawn = f'<polyline class="{css}" points="{" ".join(points)}"/>'
-    if line.style == "dots" or len(points) == 1:
+    if line.style in ("dots", "dashed") or len(points) == 1:
         for point in points if len(points) <= 60 else points[-1:]:
             a, _, b = point.partition(",")
             drawn += f'<circle class="fill {escape(line.color)}" cx="{a}" cy="{b}" r="2.6"/>'

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from perjoule.report import wording
 from perjoule.report.summary import Summary
+from perjoule.report.what_ran import Block, blocks
 from perjoule.runs.tables import Run
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
@@ -26,7 +27,11 @@ def run_markdown(run: Run, summary: Summary) -> str:
         lines += ["", "## Where the time went", ""]
         lines += _table(wording.PHASE_HEADINGS, wording.phase_rows(summary), "l" + "r" * 7)
         lines += ["", escape(wording.phase_caption(summary))]
-    lines += ["", "## What ran", "", *_table(("What", "Value"), wording.facts(run), "ll")]
+    if summary.ranks:
+        headings = wording.rank_headings(summary)
+        lines += ["", "## Ranks", "", *_table(headings, wording.rank_rows(summary), "r" * len(headings))]
+        lines += ["", escape(wording.rank_caption(summary))]
+    lines += ["", "## What ran", *(line for block in blocks(run) for line in _block(block))]
     return "\n".join(lines) + "\n"
 
 
@@ -37,6 +42,9 @@ def comparison_markdown(labels: Sequence[str], runs: Sequence[Run], summaries: S
     lines = ["# Comparison", "", *_table(headings, rows, "ll" + "r" * (len(headings) - 2)), ""]
     lines += [f"- {escape(line)}" for line in wording.compared_reasons(summaries)]
     lines += [f"- {escape(run.name)}: {escape(warning)}" for run in runs for warning in run.warnings]
+    lines += ["", "## What differs in the configuration", ""]
+    different = wording.differences(runs)
+    lines += _table(("Key", *labels), different, "l" * (len(labels) + 1)) if different else [wording.NO_DIFFERENCE]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -45,6 +53,17 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
+def _block(block: Block) -> list[str]:
+    pairs = [(entry.name, entry.text) for entry in block.entries]
+    lines = ["", f"### {escape(block.title)}", "", *_table(("What", "Value"), pairs, "ll")]
+    for grid in block.grids:
+        lines += ["", *_table(grid.headings, grid.rows, "l" + "r" * (len(grid.headings) - 1))]
+    for listing in block.listings:
+        lines += ["", f"{escape(listing.name)}:", "", *(f"- {escape(item)}" for item in listing.items)]
+    return lines
+
+
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> list[str]:
     rule = ["---:" if side == "r" else "---" for side in sides]
-    return [f"| {' | '.join(cells)} |" for cells in (headings, rule, *([escape(cell) for cell in row] for row in rows))]
+    escaped = [[escape(cell) for cell in row] for row in (headings, *rows)]
+    return [f"| {' | '.join(cells)} |" for cells in (escaped[0], rule, *escaped[1:])]

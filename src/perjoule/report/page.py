@@ -15,7 +15,9 @@ from importlib.resources import files
 from perjoule.core.units import duration
 from perjoule.report import wording
 from perjoule.report.charts import Chart, comparison_charts, phase_bar, phase_colors, run_charts, seconds_per_step
-from perjoule.report.summary import LABELS, Summary, Unavailable
+from perjoule.report.quantity import Quantity, Unavailable
+from perjoule.report.summary import LABELS, Summary
+from perjoule.report.what_ran import Block, Entry, blocks
 from perjoule.runs.tables import Run
 
 _TILES = ("wall_s", "tokens_per_s", "loss_validation", "mfu_full", "memory_bytes", "energy_j")
@@ -31,14 +33,20 @@ def run_page(run: Run, summary: Summary) -> str:
             f'<figure class="card wide">{phase_bar(summary, colors)}{_phase_table(summary, colors)}'
             f"<p class=note>{escape(wording.phase_caption(summary))}</p></figure>",
         )
+    ranks = ""
+    if summary.ranks:
+        table = _table(wording.rank_headings(summary), wording.rank_rows(summary), "Ranks", "l")
+        note = f"<p class=note>{escape(wording.rank_caption(summary))}</p>"
+        ranks = _section("Rank by rank", f'<div class="card wide">{table}{note}</div>')
     body = [
         _header(run.name, run.status, run.reason, wording.headline(run)),
         _warnings(run.warnings),
         _tiles(summary),
         phases,
+        ranks,
         _section("Curves", f"<div class=charts>{''.join(map(_figure, run_charts(run, summary)))}</div>"),
         _section("Every figure, and how it was obtained", _figure_table(summary)),
-        _section("What ran", _pairs(wording.facts(run))),
+        _section("What ran", f"<div class=blocks>{''.join(map(_block, blocks(run)))}</div>"),
         _configuration(run),
     ]
     return _document(run.name, "".join(body))
@@ -60,6 +68,7 @@ def comparison_page(labels: Sequence[str], runs: Sequence[Run], summaries: Seque
         _header("Comparison", "", "", f"{len(runs)} runs"),
         _warnings([f"{run.name}: {warning}" for run in runs for warning in run.warnings]),
         _section("Figures", f'<div class="card wide">{table}{reasons}</div>'),
+        _section("What differs in the configuration", _differences(labels, runs)),
         _section("Loss", f"<div class=charts>{''.join(map(_figure, comparison_charts(labels, runs)))}</div>"),
     ]
     if bars:
@@ -112,7 +121,9 @@ def _beneath(name: str, summary: Summary) -> str:
     """Return what stands in small print under a tile's value."""
     match name:
         case "wall_s":
-            return f"{wording.show(summary.steps)} steps, start-up {wording.show(summary.startup_s)}"
+            warmup = summary.warmup_s
+            within = f", {wording.show(warmup)} of it warm-up" if isinstance(warmup, Quantity) and warmup.n else ""
+            return f"{wording.show(summary.steps)} steps{within}; start-up {wording.show(summary.startup_s)}"
         case "tokens_per_s":
             return f"{wording.show(summary.ignored_fraction)} of them ignored"
         case "loss_validation":
@@ -175,6 +186,32 @@ def _figure_table(summary: Summary) -> str:
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
     return f'<dl class="card pairs">{items}</dl>'
+
+
+def _block(block: Block) -> str:
+    """Return a card with the facts about one thing; one that holds more than short facts is as wide as the page."""
+    entries = "".join(f"<div><dt>{escape(one.name)}</dt><dd>{_value(one)}</dd></div>" for one in block.entries)
+    grids = "".join(_table(grid.headings, grid.rows, grid.headings[0], "l") for grid in block.grids)
+    listings = "".join(
+        f"<p>{escape(one.name)}</p><ul>{''.join(f'<li>{escape(item)}</li>' for item in one.items)}</ul>"
+        for one in block.listings
+    )
+    css = "card wide" if block.grids or block.listings else "card"
+    heading = f"<h3>{escape(block.title)}</h3>"
+    return f'<article class="{css}">{heading}<dl class="pairs">{entries}</dl>{grids}{listings}</article>'
+
+
+def _value(entry: Entry) -> str:
+    title = f' title="{escape(entry.full)}"' if entry.full else ""
+    return f"<code{title}>{escape(entry.text)}</code>" if entry.code else escape(entry.text)
+
+
+def _differences(labels: Sequence[str], runs: Sequence[Run]) -> str:
+    rows = wording.differences(runs)
+    if not rows:
+        return f"<p class=note>{wording.NO_DIFFERENCE}</p>"
+    table = _table(("Key", *labels), rows, "What differs in the configuration", "l" * (len(labels) + 1))
+    return f'<div class="card wide">{table}</div>'
 
 
 def _configuration(run: Run) -> str:

@@ -67,7 +67,9 @@ def counted_steps(run: Run) -> NDArray[np.bool_]:
 def phase_costs(run: Run) -> tuple[PhaseCost, ...]:
     """Return what every phase cost in the counted steps, ``other`` last. Their shares add up to 1."""
     segments = _counted_tables(run)
-    total_ns = sum(ranks[min(ranks)].total_ns(phase) for ranks in segments for phase in (*ranks[min(ranks)].phases, STEP))
+    total_ns = sum(
+        ranks[min(ranks)].total_ns(phase) for ranks in segments for phase in (*ranks[min(ranks)].phases, STEP)
+    )
     if total_ns == 0:
         return ()
     fences = sorted({str(segment.facts.get("fence", "unknown")) for segment in run.segments})

@@ -35,20 +35,31 @@ def print_run(console: Console, run: Run, summary: Summary) -> None:
             table.add_row(*map(Text, cells))
         console.print(table)
         console.print(Text(wording.phase_caption(summary), "dim"))
+    if summary.ranks:
+        console.print()
+        headings = wording.rank_headings(summary)
+        table = _table(headings, "r" * len(headings))
+        for cells in wording.rank_rows(summary):
+            table.add_row(*map(Text, cells))
+        console.print(table)
+        console.print(Text(wording.rank_caption(summary), "dim"))
     print_warnings(console, run)
 
 
 def print_comparison(
     console: Console, labels: Sequence[str], runs: Sequence[Run], summaries: Sequence[Summary]
 ) -> None:
-    """Print one column per run, a few runs beneath each other at a time, as terminals are narrow."""
+    """Print one column per run, a few of them side by side at a time: figures, then the configuration that differs."""
     names, rows = wording.compared_headings(), wording.compared_rows(labels, runs, summaries)
+    different = wording.differences(runs)
     for start in range(0, len(rows), _RUNS_BESIDE):
         beside = rows[start : start + _RUNS_BESIDE]
         table = _table(("", *(row[0] for row in beside)), "l" + "r" * len(beside))
         table.add_row(names[1], *(Text(row[1], _STATUS_STYLE.get(row[1], "")) for row in beside))
         for number, name in enumerate(names[2:], start=2):
             table.add_row(name, *(Text(row[number]) for row in beside))
+        for key, *values in different:
+            table.add_row(Text(key), *map(Text, values[start : start + _RUNS_BESIDE]))
         console.print(table)
         console.print()
     for line in wording.compared_reasons(summaries):

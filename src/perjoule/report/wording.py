@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Sequence
 
 from perjoule.core.units import byte_size, duration, si
-from perjoule.report.summary import LABELS, Distribution, Figure, Summary, Unavailable, figures
+from perjoule.report.quantity import Distribution, Figure, Quantity, Unavailable
+from perjoule.report.summary import LABELS, Summary, figures
+from perjoule.report.what_ran import MISSING, device
 from perjoule.runs.tables import Run
 
-MISSING = "–"
-"""What stands in a table where a figure is unavailable; the reason is given beside or below."""
 COMPARED = {
     "steps": "Steps",
     "wall_s": "Time",
+    "step_s": "Time per step",
     "tokens_per_s": "Tokens/s",
     "loss_last": "Loss",
     "loss_validation": "Validation",
@@ -23,15 +24,21 @@ COMPARED = {
     "energy_j": "Energy",
 }
 """The figures of a comparison, in order, with headings short enough for a terminal."""
+NO_DIFFERENCE = "Every configuration value is the same."
 PHASE_HEADINGS = ("Phase", "Time", "Share", "CPU time", "Mean", "Median", "95 %", "Steps")
 
 
-def show(figure: Figure) -> str:
-    """Return the value with its unit, or ``MISSING``."""
+def show(figure: Figure | Distribution) -> str:
+    """Return the value (of a distribution its median) with its unit, or ``MISSING``."""
     if isinstance(figure, Unavailable):
         return MISSING
-    value = figure.value
-    match figure.unit:
+    if isinstance(figure, Distribution):
+        return duration(figure.median_s)
+    return _in_unit(figure.value, figure.unit)
+
+
+def _in_unit(value: float, unit: str) -> str:
+    match unit:
         case "s":
             return duration(value)
         case "B":
@@ -44,7 +51,7 @@ def show(figure: Figure) -> str:
             return percent(value)
         case "":
             return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
-        case unit:
+        case _:
             return f"{f'{value:.3g}' if value < 1000 else si(value)} {unit}"
 
 
@@ -65,14 +72,14 @@ def figure_rows(summary: Summary) -> list[tuple[str, str, str]]:
     rows = [(LABELS[name], show(figure), why(figure)) for name, figure in figures(summary).items()]
     step = summary.step_s
     if isinstance(step, Distribution):
-        value = f"{duration(step.median_s)}"
         how = (
             f"median; mean {duration(step.mean_s)}, 95 % within {duration(step.p95_s)}, "
             f"{duration(step.min_s)} to {duration(step.max_s)} (n = {step.n:,})"
         )
     else:
-        value, how = MISSING, why(step)
-    return [*rows[:9], ("Time per step", value, how), *rows[9:]]
+        how = why(step)
+    before = list(LABELS).index("samples_per_s")
+    return [*rows[:before], ("Time per step", show(step), how), *rows[before:]]
 
 
 def phase_rows(summary: Summary) -> list[tuple[str, ...]]:
@@ -88,11 +95,47 @@ def phase_rows(summary: Summary) -> list[tuple[str, ...]]:
 
 
 def phase_caption(summary: Summary) -> str:
-    """Return what the numbers of the phase table are."""
-    how = summary.phases[0].how if summary.phases else "no step was timed"
+    """Return what the numbers of the phase table are over, and how they were obtained."""
+    window, warmup = summary.window_s, summary.warmup_s
+    if not summary.phases:
+        return "No step was timed."
+    if isinstance(window, Unavailable):
+        over = "No step lies behind the warm-up, so this is over every timed step, warm-up and compilation included."
+    else:
+        over = f"Over the {window.n:,} steps of the measured window, {duration(window.value)}."
+        if isinstance(warmup, Quantity) and warmup.n:
+            over += (
+                f" Warm-up steps (compilation among them): {warmup.n:,}, {duration(warmup.value)}, not in the table."
+            )
     return (
-        f"Time, share and CPU time (all threads and ranks): over every timed step. Mean, median and 95 %: per step "
-        f"behind the warm-up. From {how}; a phase does not include those nested in it, “other” is the rest of the step."
+        f"{over} From {summary.phases[0].how}; CPU time is that of all threads and ranks. A phase does not include "
+        "those nested in it, “other” is the rest of the step."
+    )
+
+
+def rank_headings(summary: Summary) -> tuple[str, ...]:
+    """Return the headings of the table of ranks; there must be one."""
+    return ("Rank", *summary.ranks[0].wall_s, "CPU time", "Steps")
+
+
+def rank_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """Return the cells of the table of ranks: the seconds of each in every phase."""
+    return [
+        (f"{one.rank}", *map(duration, one.wall_s.values()), duration(one.cpu_s), f"{one.num_steps:,}")
+        for one in summary.ranks
+    ]
+
+
+def rank_caption(summary: Summary) -> str:
+    """Say in which phase the ranks differ most."""
+    apart_s = {
+        phase: max(one.wall_s[phase] for one in summary.ranks) - min(one.wall_s[phase] for one in summary.ranks)
+        for phase in summary.ranks[0].wall_s
+    }
+    phase = max(apart_s, key=lambda name: apart_s[name])
+    return (
+        "The same steps, each rank by its own clock. A rank that is done early waits for the others where gradients are "
+        f"exchanged. The ranks are furthest apart in {phase}: {duration(apart_s[phase])}."
     )
 
 
@@ -105,57 +148,8 @@ def headline(run: Run) -> str:
     if run.fact("data", "kind"):
         seq_len = run.fact("data", "seq_len")
         parts.append(f"{run.fact('data', 'kind')}" + (f", seq_len {seq_len}" if seq_len else ""))
-    devices = sorted({_device(segment.facts) for segment in run.segments})
+    devices = sorted({device(segment.facts) for segment in run.segments})
     return " · ".join([*parts, *devices])
-
-
-def _device(facts: Mapping[str, Any]) -> str:
-    world_size = int(facts.get("world_size") or 1)
-    device = str(facts.get("device") or "unknown device")
-    return f"{world_size} × {device}" if world_size > 1 else device
-
-
-def facts(run: Run) -> list[tuple[str, str]]:
-    """Return (name, value) of what the manifest says of the run as a whole and of every segment."""
-    rows = [("Folder", str(run.path)), ("Created", moment(run.manifest.get("created")))]
-    if run.manifest.get("recipe"):
-        rows.append(("Recipe", str(run.manifest["recipe"])))
-    for section in ("model", "data"):
-        content = run.manifest.get(section)
-        if isinstance(content, Mapping):
-            rows.append((section.capitalize(), _listing(content)))
-    for segment in run.segments:
-        known = segment.facts
-        name = f"Segment {segment.number}"
-        steps = f"steps {known.get('first_step', '?')} to {known.get('last_step', '?')}"
-        started, ended = moment(known.get("started")), moment(known.get("ended"))
-        rows.append(
-            (name, f"{steps}, {known.get('warmup_steps', 0)} of warm-up; {started} – {ended}; {_device(known)}")
-        )
-        for key in ("host", "backend", "peak"):
-            if isinstance(known.get(key), Mapping):
-                rows.append((f"{name}, {key}", _listing(known[key])))
-        parts_s = known.get("startup_s")
-        if isinstance(parts_s, Mapping):
-            listing = "; ".join(f"{part}: {duration(float(seconds))}" for part, seconds in parts_s.items())
-            rows.append((f"{name}, start-up", listing))
-    return rows
-
-
-def moment(written: Any) -> str:
-    """Format an ISO 8601 time of the manifest: ``2026-11-24 06:15:30``."""
-    return str(written)[:19].replace("T", " ") if written else "unknown"
-
-
-def _listing(content: Any) -> str:
-    """Return nested facts on one line."""
-    if isinstance(content, Mapping):
-        return "; ".join(f"{key}: {_listing(value)}" for key, value in content.items())
-    if isinstance(content, list):
-        return ", ".join(_listing(value) for value in content)
-    if isinstance(content, float):
-        return f"{content:,.0f}" if content == round(content) else f"{content:.6g}"
-    return f"{content:,}" if isinstance(content, int) and not isinstance(content, bool) else str(content)
 
 
 def compared_rows(labels: Sequence[str], runs: Sequence[Run], summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
@@ -180,6 +174,23 @@ def compared_reasons(summaries: Sequence[Summary]) -> list[str]:
         if reasons:
             lines.append(f"{heading} {MISSING} not available: {'; '.join(reasons)}")
     return lines
+
+
+def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """Return (key, value in each run) of the configuration values that are not the same in all runs.
+
+    The name of a run is left out: it heads its column.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run.resolved if key != "name")
+    rows = [(key, *(_configured(run, key) for run in runs)) for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _configured(run: Run, key: str) -> str:
+    if key not in run.resolved:
+        return MISSING
+    value = run.resolved[key].get("value")
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:

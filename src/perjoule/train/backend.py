@@ -70,7 +70,8 @@ class Backend:
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says."""
-        return {"chosen": dict(self.settings), "why": list(self.why)}
+        wait_policy = os.environ.get("OMP_WAIT_POLICY", "not set")
+        return {"chosen": dict(self.settings), "why": list(self.why), "omp_wait_policy": wait_policy}
 
     def tune(self, model: nn.Module, rows: int, profile: MachineProfile) -> None:
         """Choose the model's attention kernel, where the model lets us.
@@ -150,19 +151,31 @@ class Backend:
         """Return the measured peak of this precision for MFU, or why there is none."""
         if self.device.type != "cpu":
             return {"unavailable": f"no peak was measured on {self.device}; perjoule doctor measures CPUs only so far"}
-        stored = profile.get(f"matmul/threads={torch.get_num_threads()}")
+        stored = profile.get(probe.matmul_key())
         if stored is None or self.peak_name not in stored:
             return {"unavailable": "no peak was measured on this machine; run `perjoule doctor` once"}
         how = f"best measured matrix product in {self.peak_name}, {torch.get_num_threads()} threads, this machine"
         return {"flops": stored[self.peak_name]["flops"], "precision": self.peak_name, "how": how}
 
 
-def prepare(config: BackendConfig, ranks: Ranks) -> dict[str, Any]:
-    """Set what must stand before the first tensor: the allocator and the number of threads.
+@dataclass(frozen=True)
+class Early:
+    """What stands before the first tensor: the allocator and the number of threads, and why."""
 
-    Returns:
-        The settings decided here: ``allocator`` and ``threads``.
+    allocator: str
+    threads: int
+    why: tuple[str, ...]
+
+
+def prepare(config: BackendConfig, ranks: Ranks, profile: MachineProfile) -> Early:
+    """Set the allocator and the number of threads of this process.
+
+    Args:
+        config: given or ``auto`` values.
+        ranks: those of this node share its cores.
+        profile: keeps the probe.
     """
+    why = []
     allocator = config.allocator
     if allocator == "auto":
         allocator = "keep" if sys.platform == "linux" else "system"
@@ -171,10 +184,11 @@ def prepare(config: BackendConfig, ranks: Ranks) -> dict[str, Any]:
     threads: Any = config.threads
     if threads == "auto":
         cores = len(os.sched_getaffinity(0))
-        threads = max(1, cores // ranks.local_world_size)
+        threads, seconds = probe.best_threads(profile, max(1, cores // ranks.local_world_size))
+        why.append(f"threads {threads}: the same work takes, by number of threads, {seconds}")
     if isinstance(threads, int):
         torch.set_num_threads(threads)
-    return {"allocator": allocator, "threads": torch.get_num_threads()}
+    return Early(allocator, torch.get_num_threads(), tuple(why))
 
 
 def _keep_freed_memory() -> bool:
@@ -189,7 +203,7 @@ def _keep_freed_memory() -> bool:
         return False
 
 
-def choose(config: BackendConfig, device: torch.device, early: dict[str, Any], profile: MachineProfile) -> Backend:
+def choose(config: BackendConfig, device: torch.device, early: Early, profile: MachineProfile) -> Backend:
     """Decide precision and matrix path, and apply the global ones.
 
     Args:
@@ -198,8 +212,8 @@ def choose(config: BackendConfig, device: torch.device, early: dict[str, Any], p
         early: what :func:`prepare` decided.
         profile: keeps the probes.
     """
-    settings = {**config.model_dump(exclude={"preset"}), **early}
-    backend = Backend(device, settings)
+    settings = config.model_dump(exclude={"preset"}) | {"allocator": early.allocator, "threads": early.threads}
+    backend = Backend(device, settings, list(early.why))
     undecided = "auto" in (settings["precision"], settings["matmul"])
     if device.type == "cpu" and undecided:
         _choose_on_cpu(backend, probe.matmul_rates(profile))

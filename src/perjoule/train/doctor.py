@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -15,6 +15,7 @@ from perjoule.core.units import byte_size, si
 from perjoule.measure import SHELF as METERS
 from perjoule.measure.contract import Unavailable
 from perjoule.measure.machine import MachineProfile, host_facts
+from perjoule.models.layers.attention import KERNELS
 from perjoule.train import probe
 from perjoule.train.backend import choose, prepare
 from perjoule.train.config import BackendConfig
@@ -33,16 +34,19 @@ def examine(again: bool = False) -> Iterator[str]:
     profile = MachineProfile()
     if again:
         profile.forget()
-    early = prepare(BackendConfig(), Ranks())
-    yield f"threads    {early['threads']} (OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')})"
+    early = prepare(BackendConfig(), Ranks(), profile)
+    yield f"threads    {early.threads} (OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')})"
     yield f"load       {os.getloadavg()[0]:.2f} processes on average in the last minute; rates are best of several"
-    for name, rate in probe.matmul_rates(profile).items():
+    for name, rate in probe.matmul_rates(profile, budget_s=0.15, again=True).items():
         exact = "" if not name.startswith("float32") or rate.error <= probe.ACCURATE else "  not exact to float32"
         yield f"matmul     {name:<16} {si(rate.flops, 'FLOP/s'):>14}   relative error {rate.error:.1e}{exact}"
     if not probe.cpu_has_bf16():
         yield "matmul     bf16             not in this CPU's hardware; emulation would be slower than float32"
     yield "matmul     fp16             never used on CPUs: slower than bf16 and short of range"
     yield f"memory     copy bandwidth   {si(probe.copy_bandwidth(profile), 'B/s'):>14}   read plus written, 256 MB"
+    seconds = probe.attention_seconds(profile, KERNELS, (8, 4, 256, 64), torch.bfloat16)
+    yield f"attention  {_compared(seconds)}   forward and backward, bf16, batch 8, 4 heads of 64, 256 tokens"
+    yield f"adamw      {_compared(probe.optimizer_seconds(profile))}   one step over 5M weights"
     compiler = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
     yield f"compiler   {compiler or 'none on the path: torch.compile is not used'}"
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -58,3 +62,8 @@ def examine(again: bool = False) -> Iterator[str]:
     for line in backend.why:
         yield f"auto       {line}"
     yield f"profile    {profile.path}"
+
+
+def _compared(seconds: Mapping[str, float]) -> str:
+    """Return ``name time`` of each, separated by commas."""
+    return ", ".join(f"{name} {si(value, 's')}" for name, value in seconds.items())

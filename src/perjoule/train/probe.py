@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from perjoule.core.units import si
 from perjoule.measure.machine import MachineProfile, cpu_info
 
 SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (2048, 256, 768), (2048, 1024, 1024))
@@ -53,29 +54,43 @@ def cpu_has_bf16() -> bool:
     return bool(cpu_info()["flags"] & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
-def matmul_rates(profile: MachineProfile, budget_s: float = 0.06) -> dict[str, MatmulRate]:
+def matmul_rates(profile: MachineProfile, budget_s: float = 0.06, again: bool = False) -> dict[str, MatmulRate]:
     """Return the rate of ``float32-highest``, ``float32-medium`` and, where the CPU has it, ``bf16``.
 
     Args:
         profile: read first, filled afterwards.
         budget_s: time for each shape and precision.
+        again: measure even if the rates are known, and keep the better of both: a busy machine can only seem slower.
     """
-    key = f"matmul/threads={torch.get_num_threads()}"
-    stored = profile.get(key)
-    if stored is None:
-        before = torch.get_float32_matmul_precision()
-        try:
-            rates = {}
-            for precision in ("highest", "medium"):
-                torch.set_float32_matmul_precision(precision)
-                rates[f"float32-{precision}"] = _matmul_rate(torch.float32, budget_s)
-        finally:
-            torch.set_float32_matmul_precision(before)
-        if cpu_has_bf16():
-            rates["bf16"] = _matmul_rate(torch.bfloat16, budget_s)
-        stored = {name: asdict(rate) for name, rate in rates.items()}
-        profile.put(key, stored)
-    return {name: MatmulRate(**rate) for name, rate in stored.items()}
+    key = matmul_key()
+    known: dict[str, dict[str, float]] = profile.get(key) or {}
+    if not known or again:
+        measured = {name: asdict(rate) for name, rate in _measure_matmul(budget_s).items()}
+        for name, rate in measured.items():
+            rate["flops"] = max(rate["flops"], known.get(name, rate)["flops"])
+        known = measured
+        profile.put(key, known)
+    return {name: MatmulRate(**rate) for name, rate in known.items()}
+
+
+def matmul_key() -> str:
+    """Return the name under which a profile keeps the rates of the current number of threads."""
+    return f"matmul/threads={torch.get_num_threads()}"
+
+
+def _measure_matmul(budget_s: float) -> dict[str, MatmulRate]:
+    """Measure every precision that this CPU has."""
+    before = torch.get_float32_matmul_precision()
+    rates = {}
+    try:
+        for precision in ("highest", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            rates[f"float32-{precision}"] = _matmul_rate(torch.float32, budget_s)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    if cpu_has_bf16():
+        rates["bf16"] = _matmul_rate(torch.bfloat16, budget_s)
+    return rates
 
 
 def _matmul_rate(dtype: torch.dtype, budget_s: float) -> MatmulRate:
@@ -91,6 +106,53 @@ def _matmul_rate(dtype: torch.dtype, budget_s: float) -> MatmulRate:
         exact = left[sample].double() @ right.double()
         error = max(error, float(((a @ b)[sample].double() - exact).norm() / exact.norm()))
     return MatmulRate(flops, error)
+
+
+def best_threads(profile: MachineProfile, most: int, budget_s: float = 0.1) -> tuple[int, str]:
+    """Return the number of threads that multiplies fastest, and the figures behind it.
+
+    Fewer than ``most`` are taken only if they are a tenth faster, so that a neighbour's burst of work does not decide.
+
+    Args:
+        profile: read first, filled afterwards.
+        most: the cores that this process may use; half of them is tried as well, for cores that share their units.
+        budget_s: time for each number.
+    """
+    key = f"threads/most={most}"
+    stored = profile.get(key)
+    if stored is None:
+        before = torch.get_num_threads()
+        left, right = torch.randn(2048, 256), torch.randn(256, 688)
+        stored = {}
+        for count in sorted({most, max(1, most // 2)}):
+            torch.set_num_threads(count)
+            stored[str(count)] = best_s(lambda: torch.nn.functional.silu(left @ right), budget_s)
+        torch.set_num_threads(before)
+        profile.put(key, stored)
+    fastest = min(stored, key=lambda count: stored[count])
+    chosen = int(fastest) if stored[fastest] < 0.9 * stored[str(most)] else most
+    return chosen, ", ".join(f"{count} {si(seconds, 's')}" for count, seconds in stored.items())
+
+
+def optimizer_seconds(profile: MachineProfile, num_weights: int = 5_000_000, budget_s: float = 0.2) -> dict[str, float]:
+    """Return the seconds of one AdamW step over one large matrix, fused and as torch's plain loop.
+
+    Args:
+        profile: read first, filled afterwards.
+        num_weights: weights in the matrix.
+        budget_s: time for each kind.
+    """
+    key = f"adamw/{num_weights}/threads={torch.get_num_threads()}"
+    stored = profile.get(key)
+    if stored is None:
+        stored = {}
+        for name, fused in (("fused", True), ("plain", False)):
+            weights = torch.nn.Parameter(torch.zeros(num_weights))
+            weights.grad = torch.ones(num_weights)
+            optimizer = torch.optim.AdamW([weights], fused=fused, foreach=False)
+            stored[name] = best_s(optimizer.step, budget_s)
+        profile.put(key, stored)
+    return dict(stored)
 
 
 def attention_seconds(

@@ -105,7 +105,7 @@ class _Assembly:
         config, ranks = self.config, self.ranks
         device = _device(config.device, ranks)
         settings = _backend_config(config, self.resume)
-        early = backends.prepare(settings, ranks)
+        early = backends.prepare(settings, ranks, self.profile)
         data = self._timed("data", self._build_data)
         samples = data.split("train")
         stream = Stream(config.batch, config.debug, ranks, samples.num_samples)
