@@ -6,7 +6,8 @@ import pytest
 from tests.runs.synthetic import DATA, MODEL, PEAK, STEP_MS, THINK, SyntheticRun, finished_run
 
 from perjoule.report import wording
-from perjoule.report.summary import LABELS, Distribution, Figure, Quantity, Summary, Unavailable, figures, summarize
+from perjoule.report.quantity import Distribution, Figure, Quantity, Unavailable
+from perjoule.report.summary import LABELS, Summary, figures, summarize
 from perjoule.runs.tables import Run, load_run
 
 

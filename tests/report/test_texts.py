@@ -8,7 +8,8 @@ from tests.runs.synthetic import MODEL, SyntheticRun, finished_run
 
 from perjoule.report import markdown, terminal, wording
 from perjoule.report.charts import comparison_charts, loss_chart, run_charts
-from perjoule.report.summary import Quantity, Unavailable, summarize
+from perjoule.report.quantity import Quantity, Unavailable
+from perjoule.report.summary import summarize
 from perjoule.runs.tables import Run, load_run
 
 

@@ -109,3 +109,14 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(tiny: Tiny) -> None:
     line = "perjoule: batch.size 6 must be a multiple of batch.accumulation 2 times the number of ranks 2\n"
     assert line in errors
     assert not (tiny.runs / "odd").exists()
+
+
+def test_a_fault_of_one_rank_is_one_line_of_each(tiny: Tiny) -> None:
+    (tiny.runs / "taken").mkdir(parents=True)
+    process = start(["train", *tiny.arguments("name=taken")])
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    lines = [line for line in errors.splitlines() if "perjoule: " in line]
+    assert 1 <= len(lines) <= 2, "torchrun may end the second rank before it speaks"
+    assert all(line.startswith(f"perjoule: the run folder {tiny.runs / 'taken'} exists already: ") for line in lines)
+    assert "rank1]: Traceback" not in errors

@@ -29,7 +29,9 @@ def test_the_phases_and_other_partition_every_step_exactly(recorded: Path) -> No
     other_ns = np.rint(table.exclusive_s(STEP) * 1e9).astype(np.int64)
     assert (other_ns >= 0).all()
     assert (within + other_ns == table.wall_ns[STEP]).all()
-    assert (other_ns < 0.5 * table.wall_ns[STEP]).all(), "most of a step lies within its phases"
+    # On a crowded machine the wall clock also runs while others compute; the CPU's does not.
+    other_cpu_s, step_cpu_s = table.exclusive_cpu_s(STEP), table.cpu_ns[STEP] / 1e9
+    assert np.median(other_cpu_s / step_cpu_s) < 0.2, "most of a step lies within its phases"
     assert all((table.wall_ns[phase] > 0).all() for phase in TRAINING)
     assert (table.wall_ns[EVALUATE] > 0).tolist() == [False, False, False, True] * 2
     assert (table.wall_ns[CHECKPOINT] > 0).tolist() == [False, False, False, True, True, False, False, True]

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tests.system.tiny import SEQ_LEN, VOCAB_SIZE, Tiny, losses, metrics, run_of, segments
 
+from perjoule.models.transformer import Transformer
 from perjoule.runs.folder import CHECKPOINTS, read_manifest
 from perjoule.runs.tables import load_run
 
@@ -118,3 +119,10 @@ def test_a_training_split_without_a_validation_split_says_so_and_trains(
     assert result.held_out_loss is None
     assert load_run(run_of(result)).evaluations == ()
     assert "held-out loss: not measured (the validation split (data.fractions.validation=0)" in capsys.readouterr().out
+
+
+def test_a_model_may_act_after_each_optimizer_step(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(Transformer, "after_optimizer_step", lambda self: seen.append(1), raising=False)
+    tiny.train("stop.steps=3", "batch.accumulation=2")
+    assert len(seen) == 3

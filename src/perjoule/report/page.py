@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from perjoule.core.units import duration
 from perjoule.report import wording
 from perjoule.report.charts import Chart, comparison_charts, phase_bar, phase_colors, run_charts, seconds_per_step
 from perjoule.report.quantity import Quantity, Unavailable
@@ -59,7 +58,8 @@ def comparison_page(labels: Sequence[str], runs: Sequence[Run], summaries: Seque
     table = _table(wording.compared_headings(), wording.compared_rows(labels, runs, summaries), "Comparison", "ll")
     longest = max(map(seconds_per_step, summaries))
     bars = "".join(
-        f"<p class=barname><span>{escape(label)}</span><span>{duration(seconds_per_step(summary))} per step</span></p>"
+        f"<p class=barname><span>{escape(label)}</span>"
+        f"<span>{wording.bar_label(summary, seconds_per_step(summary))}</span></p>"
         f"{phase_bar(summary, colors, longest, seconds_per_step(summary))}"
         for label, summary in zip(labels, summaries, strict=True)
         if summary.phases
@@ -72,8 +72,9 @@ def comparison_page(labels: Sequence[str], runs: Sequence[Run], summaries: Seque
         _section("Loss", f"<div class=charts>{''.join(map(_figure, comparison_charts(labels, runs)))}</div>"),
     ]
     if bars:
+        note = f"<p class=note>{wording.BAR_CAPTION}</p>"
         legend = _legend([(css, phase) for phase, css in colors.items()])
-        body.append(_section("Where the time went", f'<figure class="card wide">{legend}{bars}</figure>'))
+        body.append(_section("Where the time went", f'<figure class="card wide">{legend}{bars}{note}</figure>'))
     return _document("Comparison", "".join(body))
 
 

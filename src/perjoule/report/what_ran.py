@@ -88,7 +88,11 @@ def blocks(run: Run) -> list[Block]:
     if run.manifest.get("recipe"):
         whole.add({"recipe": run.manifest["recipe"]})
     sections = [(name, run.manifest.get(name)) for name in ("model", "data")]
-    described = [Block(name.capitalize()).add(content) for name, content in sections if isinstance(content, Mapping)]
+    described = [
+        Block(name.capitalize()).add({key: content[key] for key in sorted(content, key=lambda key: key != "kind")})
+        for name, content in sections
+        if isinstance(content, Mapping)
+    ]
     return [whole, *described, *(_segment(segment.number, segment.facts) for segment in run.segments)]
 
 
@@ -140,7 +144,7 @@ def _peak(facts: Mapping[str, Any]) -> str:
 
 
 def _name(key: Any) -> str:
-    return str(key).removeprefix("num_").replace("_", " ")
+    return str(key).removeprefix("num_").replace("_", " ").replace("flops", "FLOPs")
 
 
 def _is_scalar(value: Any) -> bool:
@@ -204,6 +208,8 @@ def _number(key: str, value: float) -> str:
         return duration(value)
     if key.endswith("_fraction"):
         return f"{value * 100:.3g} %"
+    if "flops" in key:
+        return si(value)
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.0f}" if value == round(value, 0) and abs(value) < 1e15 else f"{value:.6g}"

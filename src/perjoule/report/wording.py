@@ -14,7 +14,7 @@ from perjoule.runs.tables import Run
 COMPARED = {
     "steps": "Steps",
     "wall_s": "Time",
-    "step_s": "Time per step",
+    "step_s": "Time/step",
     "tokens_per_s": "Tokens/s",
     "loss_last": "Loss",
     "loss_validation": "Validation",
@@ -24,6 +24,7 @@ COMPARED = {
     "energy_j": "Energy",
 }
 """The figures of a comparison, in order, with headings short enough for a terminal."""
+BAR_CAPTION = "Mean over the steps of the measured window, evaluations and checkpoints included."
 NO_DIFFERENCE = "Every configuration value is the same."
 PHASE_HEADINGS = ("Phase", "Time", "Share", "CPU time", "Mean", "Median", "95 %", "Steps")
 
@@ -113,6 +114,12 @@ def phase_caption(summary: Summary) -> str:
     )
 
 
+def bar_label(summary: Summary, seconds: float) -> str:
+    """Return what the bar of a run in a comparison is ``seconds`` long for."""
+    included = ", warm-up included" if isinstance(summary.window_s, Unavailable) else ""
+    return f"{duration(seconds)} per step{included}"
+
+
 def rank_headings(summary: Summary) -> tuple[str, ...]:
     """Return the headings of the table of ranks; there must be one."""
     return ("Rank", *summary.ranks[0].wall_s, "CPU time", "Steps")
@@ -134,8 +141,8 @@ def rank_caption(summary: Summary) -> str:
     }
     phase = max(apart_s, key=lambda name: apart_s[name])
     return (
-        "The same steps, each rank by its own clock. A rank that is done early waits for the others where gradients are "
-        f"exchanged. The ranks are furthest apart in {phase}: {duration(apart_s[phase])}."
+        "The same steps, each rank by its own clock. A rank that is done early waits for the others where gradients "
+        f"are exchanged. The ranks are furthest apart in {phase}: {duration(apart_s[phase])}."
     )
 
 

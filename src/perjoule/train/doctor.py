@@ -44,7 +44,9 @@ def examine(again: bool = False) -> Iterator[str]:
         yield "matmul     bf16             not in this CPU's hardware; emulation would be slower than float32"
     yield "matmul     fp16             never used on CPUs: slower than bf16 and short of range"
     yield f"memory     copy bandwidth   {si(probe.copy_bandwidth(profile), 'B/s'):>14}   read plus written, 256 MB"
-    seconds = probe.attention_seconds(profile, KERNELS, (8, 4, 256, 64), torch.bfloat16)
+    seconds = probe.attention_seconds(
+        profile, {str(k): run for k, run in KERNELS.items()}, (8, 4, 256, 64), torch.bfloat16
+    )
     yield f"attention  {_compared(seconds)}   forward and backward, bf16, batch 8, 4 heads of 64, 256 tokens"
     yield f"adamw      {_compared(probe.optimizer_seconds(profile))}   one step over 5M weights"
     compiler = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)

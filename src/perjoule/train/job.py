@@ -62,6 +62,7 @@ class Job:
         on_step: takes the step's record; may print and write, never changes training.
         evaluate: measures the held-out loss; returns whether the state shall be saved.
         save: writes a checkpoint.
+        after_optimizer_step: what the model wants done to itself after each step (an averaged teacher, say).
     """
 
     config: TrainConfig
@@ -77,3 +78,4 @@ class Job:
     on_step: Callable[[StepRecord], None]
     evaluate: Callable[[], bool]
     save: Callable[[], None]
+    after_optimizer_step: Callable[[], None] | None = None

@@ -90,6 +90,8 @@ class Loop:
                 self._settle()
             job.optimizer.step()
             job.optimizer.zero_grad(set_to_none=True)
+            if job.after_optimizer_step is not None:
+                job.after_optimizer_step()
         progress.step += 1
         progress.samples += samples
         progress.tokens += tokens

@@ -221,6 +221,7 @@ class _Assembly:
                     on_step=session.on_step(goal),
                     evaluate=session.evaluate,
                     save=session.save,
+                    after_optimizer_step=getattr(module, "after_optimizer_step", None),
                 )
                 if config.debug.rehearsal:
                     debug.rehearse(job, session, first)
