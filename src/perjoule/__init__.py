@@ -7,7 +7,10 @@ configuration from a file and ``key=value`` strings.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perjoule.train.run import train as train
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "train"]

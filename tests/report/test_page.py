@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.runs.synthetic import DATA, MODEL, SyntheticRun, finished_run, interrupted_and_resumed_run
+from tests.runs.synthetic import DATA, MODEL, SyntheticRun, finished_run, interrupted_and_resumed_run, two_rank_run
 
 from perjoule.report import page
 from perjoule.report.summary import summarize
@@ -28,10 +28,16 @@ HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"documen
 def hostile_run(path: Path) -> Run:
     """Write a run in which everything that people or machines name is an attack."""
     resolved = {HOSTILE: {"value": HOSTILE, "source": HOSTILE}, "long": {"value": "x" * 3000, "source": "default"}}
-    run = SyntheticRun(
-        path, resolved, id=HOSTILE, recipe=HOSTILE, model=MODEL | {"kind": HOSTILE}, data=DATA | {"kind": HOSTILE}
+    splits = {HOSTILE: {"documents": 1, "unavailable": HOSTILE}}
+    data = DATA | {"kind": HOSTILE, HOSTILE: HOSTILE, "splits": splits, "path": f"/{HOSTILE * 9}", "hash": "a" * 400}
+    run = SyntheticRun(path, resolved, id=HOSTILE, recipe=HOSTILE, model=MODEL | {"kind": HOSTILE}, data=data)
+    run.segment(
+        device=HOSTILE,
+        host={HOSTILE: HOSTILE},
+        peak={"unavailable": HOSTILE},
+        fence=HOSTILE,
+        backend={"chosen": {HOSTILE: HOSTILE}, "why": [HOSTILE * 20]},
     )
-    run.segment(device=HOSTILE, host={"name": HOSTILE}, peak={"unavailable": HOSTILE}, fence=HOSTILE)
     run.train(1, 99)
     run.train_with_evaluation(100, 3.0)
     return load_run(run.end(status=HOSTILE, reason=HOSTILE))
@@ -104,8 +110,34 @@ def test_a_run_without_steps_has_a_page(tmp_path: Path) -> None:
 def test_a_comparison_draws_one_bar_and_one_curve_per_run(finished: Run, resumed: Run) -> None:
     html = comparison([finished, resumed])
     assert html.count('<svg class="bar"') == 2
-    assert html.count("<polyline") == 6
-    assert "124 ms per step" in html
+    assert html.count("<polyline") == 12
+    assert html.count('<polyline class="dashed') == 6
+    assert "132 ms per step" in html and "130 ms per step" in html
+    assert "Every configuration value is the same." in html
+
+
+def test_what_differs_in_the_configuration_is_a_table(finished: Run, tmp_path: Path) -> None:
+    other = load_run(finished_run(tmp_path / "b", resolved={"steps": {"value": 30, "source": "command line"}}))
+    html = comparison([finished, other])
+    assert '<th scope="row" class=text>steps</th><td class=text>20</td><td class=text>30</td>' in html
+
+
+def test_what_ran_shows_splits_as_rows_paths_as_code_and_reasons_as_items(tmp_path: Path) -> None:
+    splits = {name: {"documents": 3, "tokens": 1000, "num_samples": 5} for name in ("train", "test")}
+    facts = {"splits": splits, "hash": "0123456789abcdef0123", "store": {"path": "/data/<x>"}}
+    run = load_run(finished_run(tmp_path / "a", data=DATA | {"facts": facts}))
+    html = page.run_page(run, summarize(run))
+    assert '<th scope="row" class=text>train</th><td class=number>3</td><td class=number>1,000</td>' in html
+    assert '<code title="0123456789abcdef0123">0123456789ab…</code>' in html
+    assert "<code>/data/&lt;x&gt;</code>" in html
+    assert "<p>why this backend</p><ul><li>the CPU has AMX</li></ul>" in html
+
+
+def test_ranks_have_a_table_only_if_there_are_several(finished: Run, tmp_path: Path) -> None:
+    several = load_run(two_rank_run(tmp_path / "ranks"))
+    html = page.run_page(several, summarize(several))
+    assert "Rank by rank" in html and "furthest apart in backward: 400 ms" in html
+    assert "Rank by rank" not in page.run_page(finished, summarize(finished))
 
 
 @contextmanager
@@ -128,7 +160,8 @@ def browser_page(width: int, height: int, scheme: Any) -> Iterator["Page"]:
 @pytest.mark.parametrize(("width", "height", "scheme"), [(360, 740, "light"), (1280, 800, "dark")])
 def test_a_browser_shows_every_page_whole_and_silently(tmp_path: Path, width: int, height: int, scheme: str) -> None:
     hostile = hostile_run(tmp_path / "hostile")
-    runs = [load_run(finished_run(tmp_path / "a")), load_run(interrupted_and_resumed_run(tmp_path / "b")), hostile]
+    written = (finished_run(tmp_path / "a"), interrupted_and_resumed_run(tmp_path / "b"), two_rank_run(tmp_path / "c"))
+    runs = [*map(load_run, written), hostile]
     pages = [page.run_page(run, summarize(run)) for run in runs] + [comparison(runs)]
     with browser_page(width, height, scheme) as tab:
         said: list[str] = []
@@ -151,6 +184,11 @@ def test_a_browser_shows_every_page_whole_and_silently(tmp_path: Path, width: in
                 box = drawing.bounding_box()
                 assert drawing.is_visible() and box is not None
                 assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["height"] >= 20
+            for pair in tab.locator("article .pairs > div").all():
+                name, value = pair.locator("dt").bounding_box(), pair.locator("dd").bounding_box()
+                assert name is not None and value is not None
+                assert name["y"] == value["y"] and name["x"] + name["width"] <= value["x"], "a value stands by its name"
+                assert value["width"] > 100 and value["x"] + value["width"] <= width
             assert tab.evaluate("getComputedStyle(document.querySelector('.card')).borderTopWidth") == "1px"
         assert said == []
         assert {url for url in asked if not url.startswith(tmp_path.as_uri())} <= {"data:,"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.runs.synthetic import MODEL, SyntheticRun, finished_run
+from tests.runs.synthetic import MODEL, SyntheticRun, finished_run, two_rank_run
 
 from perjoule.report import markdown, terminal, wording
 from perjoule.report.charts import comparison_charts, loss_chart, run_charts
@@ -51,7 +51,7 @@ def test_the_terminal_shows_every_figure_and_phase(finished: Run) -> None:
     assert "transformer, 5.26M weights · text, seq_len 256 · cpu" in text
     assert re.search(r"Tokens per second +20.5k tokens/s +over the training time", text)
     assert re.search(r"Energy +– +not available: no meter in this run", text)
-    assert re.search(r"backward +1 s +40.3 % +2 s +50 ms +50 ms +50 ms +15", text)
+    assert re.search(r"backward +750 ms +37.9 % +1.5 s +50 ms +50 ms +50 ms +15", text)
     assert re.search(r"Time per step +100 ms +median; mean 100 ms", text)
 
 
@@ -71,10 +71,12 @@ def test_a_name_is_not_read_as_markup(tmp_path: Path) -> None:
 def test_markdown_tables_have_as_many_cells_as_headings(resumed: Run) -> None:
     text = markdown.run_markdown(resumed, summarize(resumed))
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 3
+    assert len(tables) == 7
     for lines in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     assert "| Lost and done again | 300 ms | steps 11 to 13 were done again after a resume (n = 3) |" in text
+    assert "### Segment 1\n" in text
+    assert "why this backend:\n\n- the CPU has AMX\n" in text
     assert "> segment 0: 0000-rank0.bin ends within a step" in text
 
 
@@ -86,7 +88,9 @@ def test_a_comparison_has_one_row_per_run_and_the_reasons(finished: Run, resumed
     runs = [finished, resumed]
     summaries = [summarize(run) for run in runs]
     text = markdown.comparison_markdown(wording.run_labels(runs), runs, summaries)
-    assert "| finished | finished | 20 | 2.48 s | 20.5k | 3.3416 | 4.0000 | 54.60 | 22.8 % | 400 MB | – |" in text
+    assert (
+        "| finished | finished | 20 | 2.48 s | 100 ms | 20.5k | 3.3416 | 4.0000 | 54.60 | 22.8 % | 400 MB | – |" in text
+    )
     assert "- Energy – not available: no meter in this run" in text
     assert "- resumed: segment 0: 0000-rank0.bin ends within a step" in text
 
@@ -106,13 +110,38 @@ def test_runs_of_the_same_name_are_told_apart_by_their_folder(tmp_path: Path) ->
     assert wording.run_labels([first, second]) == [str(first.path), str(second.path)]
 
 
-def test_facts_name_every_segment(resumed: Run) -> None:
-    facts = dict(wording.facts(resumed))
-    assert facts["Segment 0"].startswith("steps 1 to ?, 2 of warm-up")
-    assert facts["Segment 1"].startswith("steps 11 to 20, 2 of warm-up")
-    assert facts["Segment 1, start-up"] == "import: 1.25 s; data: 500 ms; model: 250 ms"
-    assert facts["Segment 0, backend"] == "chosen: precision: bf16; why: the CPU has AMX"
-    assert facts["Data"] == "kind: text; vocab_size: 4,096; seq_len: 256; facts: documents: 1,200"
+def test_only_configuration_values_that_differ_are_compared(tmp_path: Path) -> None:
+    shared = {"steps": {"value": 20}, "model.bias": {"value": True}}
+    first = {"name": {"value": "a"}, "model.kind": {"value": "retnet"}, "model.heads": {"value": 4}}
+    second = {"name": {"value": "b"}, "model.kind": {"value": "transformer"}, "model.bias": {"value": None}}
+    runs = [
+        load_run(finished_run(tmp_path / name, resolved=shared | own)) for name, own in (("a", first), ("b", second))
+    ]
+    rows = [("model.bias", "true", "null"), ("model.kind", "retnet", "transformer"), ("model.heads", "4", "–")]
+    assert wording.differences(runs) == rows
+    assert wording.differences(runs[:1] * 2) == []
+    unread = load_run(finished_run(tmp_path / "c", resolved={}))
+    assert wording.differences([*runs[:1], unread]) == []
+    assert wording.differences([unread, *runs])[0] == ("model.bias", "–", "true", "null")
+    text = markdown.comparison_markdown(["a|x", "b"], runs, [summarize(run) for run in runs])
+    assert "| Key | a\\|x | b |\n| --- | --- | --- |\n| model.bias | true | null |\n" in text
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    terminal.print_comparison(console, ["a", "b"], runs, [summarize(run) for run in runs])
+    assert isinstance(console.file, io.StringIO)
+    assert re.search(r"model.kind +retnet +transformer\n", console.file.getvalue())
+
+
+def test_runs_of_one_configuration_are_said_to_have_it(finished: Run) -> None:
+    text = markdown.comparison_markdown(["a", "b"], [finished] * 2, [summarize(finished)] * 2)
+    assert text.endswith("## What differs in the configuration\n\nEvery configuration value is the same.\n")
+
+
+def test_the_terminal_and_markdown_show_every_rank(tmp_path: Path) -> None:
+    run = load_run(two_rank_run(tmp_path / "a"))
+    assert re.search(r"\n +1 .* 3.2 s +8\n", printed(run))
+    text = markdown.run_markdown(run, summarize(run))
+    assert "## Ranks\n\n| Rank | data | transfer | forward | forward/think | backward" in text
+    assert "The ranks are furthest apart in backward: 400 ms." in text
 
 
 def test_several_ranks_are_named(tmp_path: Path) -> None:
@@ -149,4 +178,22 @@ def test_compared_curves_are_drawn_by_step_tokens_and_time(finished: Run, tmp_pa
     slow.train(1, 400, slow=dict.fromkeys(range(1, 401), 6.0))
     charts = comparison_charts(["a", "b"], [finished, load_run(slow.end())])
     assert [chart.title for chart in charts] == ["Loss by step", "Loss by tokens", "Loss by minutes of training"]
-    assert all(chart.svg.count("<polyline") == 2 for chart in charts)
+    assert all(chart.svg.count("<polyline") == 3 for chart in charts)
+    assert all(chart.svg.count('<polyline class="dashed c0"') == 1 for chart in charts)
+    assert all("dashed, with dots: validation" in chart.caption for chart in charts)
+
+
+def test_a_validation_loss_stands_where_the_training_was_after_its_step(finished: Run) -> None:
+    for chart in comparison_charts(["a"], [finished]):
+        solid, dashed = re.findall(r'points="([^"]*)"', chart.svg)
+        training = [float(pair.split(",")[0]) for pair in solid.split()]
+        validation = [float(pair.split(",")[0]) for pair in dashed.split()]
+        assert validation == [training[9], training[19]]
+
+
+def test_runs_without_validation_are_compared_by_training_alone(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "a")
+    run.segment()
+    run.train(1, 5)
+    charts = comparison_charts(["a"], [load_run(run.end())])
+    assert all("dashed" not in chart.caption and "dashed" not in chart.svg for chart in charts)

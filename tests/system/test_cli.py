@@ -186,12 +186,12 @@ def test_doctor_says_what_the_machine_can_do_and_keeps_it(
     ):
         assert re.search(expected, first, re.MULTILINE)
     assert list(tmp_path.glob("machine-*.json"))
-    monkeypatch.setattr(probe, "best_s", lambda run, budget_s: pytest.fail("it measured again"))
+    monkeypatch.setattr(probe, "best_s", lambda run, budget_s: 1.0)  # a machine that has become very busy
     assert main(["doctor"]) == 0
-    kept = [line for line in first.splitlines() if line.startswith(("matmul", "memory", "auto"))]
-    assert set(kept) <= set(capsys.readouterr().out.splitlines())
-    with pytest.raises(BaseException, match="it measured again"):
-        main(["doctor", "--again"])
+    kept = [line for line in first.splitlines() if not line.startswith(("load", "meter"))]
+    assert set(kept) <= set(capsys.readouterr().out.splitlines()), "what was better before is kept"
+    assert main(["doctor", "--again"]) == 0
+    assert re.search(r"^memory +copy bandwidth +512 MB/s", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_package_itself_is_the_verb(tiny: Tiny) -> None:

@@ -62,7 +62,7 @@ def text(folder: Path, *documents: str) -> Path:
         ("batch.accumulation=3", "batch: size 4 must be a multiple of accumulation 3"),
         ("stop={patience: 3}", "stop: give at least one of steps, epochs, tokens, seconds"),
         ("stop.patience=3", "the recipe: stop.patience counts evaluations: give evaluate.every_steps as well"),
-        ("device=tpu", "device: must match pattern '^(cpu|cuda(:\\d+)?)$', not 'tpu'"),
+        ("device=tpu", "device: must be cpu, cuda, or cuda and a number, such as cuda:1"),
         ("device=cuda", "device cuda does not exist here; accepted: cpu (torch sees no CUDA device)"),
         ("device=cuda:1", "device cuda:1 does not exist here; accepted: cpu (torch sees no CUDA device)"),
         ("stop.steps", "'stop.steps' is not an override; write key=value, such as stop.steps=200"),

@@ -174,3 +174,15 @@ def test_a_poisoned_weight_is_noticed_and_training_goes_on_from_the_checkpoint(
     assert metrics(run, "step")[-1]["loss"] is None
     resume(run)
     assert losses(run) == uninterrupted
+
+
+def test_a_schedule_that_follows_the_end_says_that_a_new_end_bends_it(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tiny.train("stop.steps=3", "schedule.kind=cosine", "schedule.horizon_steps=null"))
+    resume(run, "stop.steps=3")
+    assert "takes a new curve" not in capsys.readouterr().out
+    resume(run, "stop.steps=5")
+    assert "stop has changed and schedule.horizon_steps is not set: the learning rate takes a new curve" in (
+        capsys.readouterr().out
+    )

@@ -186,11 +186,12 @@ def compared_reasons(summaries: Sequence[Summary]) -> list[str]:
 def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     """Return (key, value in each run) of the configuration values that are not the same in all runs.
 
-    The name of a run is left out: it heads its column.
+    The name of a run is left out: it heads its column. A run whose configuration could not be read differs in nothing.
     """
+    known = [number for number, run in enumerate(runs, start=1) if run.resolved]
     keys = dict.fromkeys(key for run in runs for key in run.resolved if key != "name")
     rows = [(key, *(_configured(run, key) for run in runs)) for key in keys]
-    return [row for row in rows if len(set(row[1:])) > 1]
+    return [row for row in rows if len({row[number] for number in known}) > 1]
 
 
 def _configured(run: Run, key: str) -> str:

@@ -136,7 +136,14 @@ class JournalWriter:
                 self._grow()
                 buffer, offset, end = self._map, self._base, self._base + BLOCK_BYTES
             sequence += 1
-            t_ns, cpu_ns = clock(), cpu_clock()
+            # The CPU clock is a system call, where a busy system may switch processes. It is read inside the phase,
+            # so that such a wait counts to the phase that was interrupted and not to what lies between phases.
+            if code & 1:
+                cpu_ns = cpu_clock()
+                t_ns = clock()
+            else:
+                t_ns = clock()
+                cpu_ns = cpu_clock()
             mixed = t_ns ^ cpu_ns << 1 ^ (step << 16 | code) * mix
             check = (mixed ^ mixed >> 32 ^ sequence * mix) & mask
             pack(buffer, offset, t_ns, cpu_ns, step, code >> 1, code & 1, sequence & mask, check)

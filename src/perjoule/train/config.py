@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from perjoule.config import Component, Config
 from perjoule.data import SHELF as DATA
@@ -141,7 +142,7 @@ class TrainConfig(Config):
     runs: Path = Path("runs")
     """The folder that holds run folders."""
     seed: int = Field(default=0, ge=0)
-    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    device: str = "cpu"
     """``cpu``, ``cuda`` or ``cuda:1``; nothing is guessed."""
     model: Annotated[Config, Component(MODELS)] = Field(default="transformer", validate_default=True)
     data: Annotated[Config, Component(DATA)] = Field(default="stdlib", validate_default=True)
@@ -156,6 +157,13 @@ class TrainConfig(Config):
     debug: DebugConfig = DebugConfig()
     initial_weights: Path | None = None
     """A ``.safetensors`` file to start from instead of random weights."""
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise ValueError("must be cpu, cuda, or cuda and a number, such as cuda:1")
+        return device
 
     @model_validator(mode="after")
     def _horizon(self) -> Self:

@@ -39,15 +39,29 @@ def check_same_run(run: Path, resolved: Resolved[TrainConfig]) -> None:
     Raises:
         ConfigError: listing what differs.
     """
-    before = {key: entry["value"] for key, entry in folder.read_resolved(run).items()}
-    now = {key: entry["value"] for key, entry in resolved.as_json().items()}
     differing = [
-        f"{key} was {before.get(key)!r}, now it is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+        f"{key} was {before!r}, now it is {now!r}"
+        for key, (before, now) in _differences(run, resolved).items()
+        if not key.startswith(MAY_CHANGE)
     ]
     if differing:
         raise ConfigError(f"{run} cannot be resumed with another configuration: {'; '.join(differing)}")
+
+
+def changed_sections(run: Path, resolved: Resolved[TrainConfig]) -> set[str]:
+    """Return the sections of the configuration in which something differs from how the run began."""
+    return {key.partition(".")[0] for key in _differences(run, resolved)}
+
+
+def _differences(run: Path, resolved: Resolved[TrainConfig]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys whose values differ: what the run began with, and what is given now."""
+    before = {key: entry["value"] for key, entry in folder.read_resolved(run).items()}
+    now = {key: entry["value"] for key, entry in resolved.as_json().items()}
+    return {
+        key: (before.get(key), now.get(key))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    }
 
 
 def check_same_data(run: Path, manifest: dict[str, Any], data: DataSet) -> None:

@@ -27,7 +27,7 @@ from perjoule.train.checkpoint import load_weights, restore
 from perjoule.train.config import BackendConfig, TrainConfig
 from perjoule.train.console import Console
 from perjoule.train.distributed import Ranks
-from perjoule.train.identity import check_same_data, check_same_run, data_facts, model_facts
+from perjoule.train.identity import changed_sections, check_same_data, check_same_run, data_facts, model_facts
 from perjoule.train.job import Job
 from perjoule.train.loop import Loop
 from perjoule.train.optimizer import Clipper
@@ -261,6 +261,10 @@ class _Assembly:
             self.console.line("no checkpoint yet: training starts again at step 1")
             return Progress()
         progress, same_random_states = restore(newest, module, optimizer, self.ranks.rank)
+        if self.config.schedule.follows_the_end and "stop" in changed_sections(self.resume, self.resolved):
+            self.console.line(
+                "stop has changed and schedule.horizon_steps is not set: the learning rate takes a new curve"
+            )
         if not same_random_states:
             self.console.line("this run has more ranks than before: the new ones start their random states afresh")
         self.console.line(f"continues after step {progress.step}, from {newest}")

@@ -28,6 +28,11 @@ class ScheduleConfig(Config):
     decay: float = Field(default=0.5, gt=0, le=1)
     decay_every_steps: PositiveInt = 100
 
+    @property
+    def follows_the_end(self) -> bool:
+        """Return whether the shape depends on when the run ends."""
+        return self.kind in {"linear", "cosine"} and self.horizon_steps is None
+
     def factor(self, steps_taken: int, last_step: int | None) -> float:
         """Return the factor of the peak learning rate for the next step.
 
