@@ -51,7 +51,7 @@ def test_a_compilation_is_no_part_of_a_phase(tmp_path: Path) -> None:
     assert isinstance(summary.warmup_s, Quantity)
     assert (summary.warmup_s.value, summary.warmup_s.n) == pytest.approx((50.5, 2))
     assert summary.warmup_s.how == "compilation among them; outside the measured window"
-    assert "Warm-up steps (compilation among them): 2, 50.5 s, not in the table." in wording.phase_caption(summary)
+    assert "2 warm-up steps (compilation among them), 50.5 s, are not among them." in wording.phase_caption(summary)
 
 
 def test_time_in_steps_equals_window_and_warm_up_and_lost(finished: Run, resumed: Run, tmp_path: Path) -> None:
@@ -63,6 +63,22 @@ def test_time_in_steps_equals_window_and_warm_up_and_lost(finished: Run, resumed
         known = [part for part in parts if isinstance(part, Quantity)]
         assert sum(part.value for part in known) == pytest.approx(summary.wall_s.value)
         assert sum(part.n for part in known) == summary.wall_s.n
+
+
+def test_an_evaluation_behind_the_last_step_takes_nothing_from_other(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "a")
+    run.segment(warmup_steps=1)
+    run.train(1, 5)
+    run.close_with_evaluation(5, 3.0)
+    summary = summarize(load_run(run.end()))
+    assert {cost.phase: cost.wall_s for cost in summary.phases}["other"] == pytest.approx(4 * 0.003)
+    assert "evaluate" not in [cost.phase for cost in summary.phases]
+    assert isinstance(summary.after_s, Quantity)
+    assert summary.after_s == Quantity(0.24, "s", "checkpoint and evaluate, outside the time in steps", 1)
+
+
+def test_a_run_that_closes_with_its_last_step_has_nothing_behind_it(finished: Run) -> None:
+    assert summarize(finished).after_s == Quantity(0.0, "s", "nothing was recorded there", 0)
 
 
 def test_each_segment_has_its_own_warm_up(resumed: Run) -> None:

@@ -123,7 +123,7 @@ def test_a_run_killed_before_its_first_step_has_reasons_and_no_numbers(tmp_path:
     assert known == {"lost_s"}
     assert reason(summary.wall_s) == "no step was timed"
     assert reason(summary.window_s) == "no step was completed"
-    assert reason(summary.warmup_s) == "no step was timed"
+    assert reason(summary.warmup_s) == reason(summary.after_s) == "no step was timed"
     assert reason(summary.steps) == "no step was completed"
     assert reason(summary.tokens_per_s) == "no step was completed"
     assert reason(summary.ignored_fraction) == "no tokens were counted"

@@ -138,7 +138,9 @@ def test_runs_of_one_configuration_are_said_to_have_it(finished: Run) -> None:
 
 def test_the_terminal_and_markdown_show_every_rank(tmp_path: Path) -> None:
     run = load_run(two_rank_run(tmp_path / "a"))
-    assert re.search(r"\n +1 .* 3.2 s +8\n", printed(run))
+    assert re.search(
+        r"Rank +0 +1 *\n.*\nbackward +400 ms +800 ms *\n.*CPU time +1.6 s +3.2 s *\n", printed(run), re.DOTALL
+    )
     text = markdown.run_markdown(run, summarize(run))
     assert "## Ranks\n\n| Rank | data | transfer | forward | forward/think | backward" in text
     assert "The ranks are furthest apart in backward: 400 ms." in text

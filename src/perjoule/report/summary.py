@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perjoule.core.phases import STEP, parent
 from perjoule.core.units import si
 from perjoule.report.phases import PhaseCost, RankCost, phase_costs, rank_costs
 from perjoule.report.quantity import Distribution, Figure, Floats, Quantity, Unavailable, spread
@@ -42,6 +43,7 @@ class Summary:
     evaluate_s: Figure
     checkpoint_blocked_s: Figure
     startup_s: Figure
+    after_s: Figure
     steps: Figure
     tokens: Figure
     samples: Figure
@@ -72,6 +74,7 @@ LABELS = {
     "evaluate_s": "Evaluation",
     "checkpoint_blocked_s": "Blocked by checkpoints",
     "startup_s": "Start-up",
+    "after_s": "Behind the last step",
     "steps": "Steps",
     "samples": "Samples",
     "tokens": "Tokens",
@@ -115,6 +118,7 @@ def summarize(run: Run) -> Summary:
         startup_s=_listed(
             [sum(one.parts_s.values()) for one in startup], "start-up time", "as timed before the first step"
         ),
+        after_s=_after(run),
         steps=_count(steps.kept.step[-1:], "number of the last step", len(steps)),
         tokens=_count(steps.tokens, "label positions, with ignored and repeated ones", len(steps)),
         samples=_count(steps.samples, "with repeated ones", len(steps)),
@@ -178,6 +182,17 @@ def _lost(run: Run) -> Figure:
         return Quantity(0.0, "s", "no step was done twice", 0)
     how = f"steps {lost.step.min()} to {lost.step.max()} were done again after a resume"
     return Quantity(float(np.nansum(lost.wall_s)), "s", how, len(lost))
+
+
+def _after(run: Run) -> Figure:
+    """Return the time of what closes each segment: an evaluation and a checkpoint that belong to no step."""
+    closings = [one.phases.after_ns for one in run.segments if one.phases is not None and len(one.phases.steps)]
+    if not closings:
+        return Unavailable("no step was timed")
+    total_ns = sum(spent for one in closings for phase, spent in one.items() if parent(phase) == STEP)
+    phases = sorted({phase for one in closings for phase in one})
+    how = f"{' and '.join(phases)}, outside the time in steps" if phases else "nothing was recorded there"
+    return Quantity(total_ns / 1e9, "s", how, sum(map(bool, closings)))
 
 
 def _rates(run: Run) -> dict[str, Figure]:

@@ -12,7 +12,7 @@ from perjoule.report import wording
 from perjoule.report.summary import Summary
 from perjoule.runs.tables import Run
 
-_RUNS_BESIDE = 4
+_RUNS_BESIDE, _RANKS_BESIDE = 4, 6
 _STATUS_STYLE = {"finished": "green", "running": "cyan", "stopped": "yellow", "interrupted": "yellow", "failed": "red"}
 
 
@@ -37,13 +37,20 @@ def print_run(console: Console, run: Run, summary: Summary) -> None:
         console.print(Text(wording.phase_caption(summary), "dim"))
     if summary.ranks:
         console.print()
-        headings = wording.rank_headings(summary)
-        table = _table(headings, "r" * len(headings))
-        for cells in wording.rank_rows(summary):
-            table.add_row(*map(Text, cells))
-        console.print(table)
-        console.print(Text(wording.rank_caption(summary), "dim"))
+        _print_ranks(console, summary)
     print_warnings(console, run)
+
+
+def _print_ranks(console: Console, summary: Summary) -> None:
+    """Print one column per rank, a few of them side by side at a time."""
+    names, rows = wording.rank_headings(summary), wording.rank_rows(summary)
+    for start in range(0, len(rows), _RANKS_BESIDE):
+        beside = rows[start : start + _RANKS_BESIDE]
+        table = _table((names[0], *(row[0] for row in beside)), "l" + "r" * len(beside))
+        for number, name in enumerate(names[1:], start=1):
+            table.add_row(Text(name), *(Text(row[number]) for row in beside))
+        console.print(table)
+    console.print(Text(wording.rank_caption(summary), "dim"))
 
 
 def print_comparison(

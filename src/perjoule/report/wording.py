@@ -106,7 +106,7 @@ def phase_caption(summary: Summary) -> str:
         over = f"Over the {window.n:,} steps of the measured window, {duration(window.value)}."
         if isinstance(warmup, Quantity) and warmup.n:
             over += (
-                f" Warm-up steps (compilation among them): {warmup.n:,}, {duration(warmup.value)}, not in the table."
+                f" {warmup.n:,} warm-up steps (compilation among them), {duration(warmup.value)}, are not among them."
             )
     return (
         f"{over} From {summary.phases[0].how}; CPU time is that of all threads and ranks. A phase does not include "

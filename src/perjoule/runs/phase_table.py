@@ -8,7 +8,7 @@ step after its phases is then exact, and never negative by a rounding error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,8 @@ class PhaseTable:
             are added. ``step`` is the whole iteration.
         cpu_ns: the same for the CPU time of the process, all threads.
         before_ns: phase to nanoseconds recorded before training (step 0).
+        after_ns: phase to nanoseconds recorded behind the end of their step: the evaluation and the checkpoint that
+            close a run. They are no part of ``wall_ns``, as they are no part of the step.
         num_unclosed: begin records without an end: what was under way when the process died. Their time is unknown.
         num_partial_steps: steps with closed phases whose own end is missing. Their time is not in the table.
     """
@@ -41,6 +43,7 @@ class PhaseTable:
     wall_ns: Mapping[str, Ints]
     cpu_ns: Mapping[str, Ints]
     before_ns: Mapping[str, int]
+    after_ns: Mapping[str, int]
     num_unclosed: int
     num_partial_steps: int
 
@@ -93,14 +96,21 @@ def build_phase_table(journal: Journal) -> PhaseTable:
     records = journal.records
     in_training = records["step"][records["step"] > 0]
     if not len(in_training):
-        return PhaseTable(np.empty(0, np.int64), {}, {}, _before(journal), _num_unclosed(journal), 0)
+        return PhaseTable(np.empty(0, np.int64), {}, {}, _before(journal), {}, _num_unclosed(journal), 0)
     first, last = int(in_training.min()), int(in_training.max())
     shape = (len(journal.phases), last - first + 1)
     wall, cpu, num_closed = (np.zeros(shape, np.int64) for _ in range(3))
-    for phase, all_begins, all_ends in _pairs(journal):
-        inside = all_ends["step"] > 0
-        begins, ends = all_begins[inside], all_ends[inside]
+    opened_ns, closed_ns = _step_bounds(journal, first, shape[1])
+    after: dict[str, int] = {}
+    for phase, all_begins, all_ends in _pairs(journal, range(len(journal.phases))):
+        in_training = all_ends["step"] > 0
+        begins, ends = all_begins[in_training], all_ends[in_training]
         rows = ends["step"].astype(np.int64) - first
+        inside = (begins["t_ns"] >= opened_ns[rows]) & (ends["t_ns"] <= closed_ns[rows])
+        if not inside.all():
+            name, outside_ns = journal.phases[phase], (ends["t_ns"] - begins["t_ns"])[~inside]
+            after[name] = after.get(name, 0) + int(outside_ns.sum())
+            begins, ends, rows = begins[inside], ends[inside], rows[inside]
         np.add.at(wall[phase], rows, ends["t_ns"] - begins["t_ns"])
         np.add.at(cpu[phase], rows, ends["cpu_ns"] - begins["cpu_ns"])
         np.add.at(num_closed[phase], rows, 1)
@@ -111,17 +121,28 @@ def build_phase_table(journal: Journal) -> PhaseTable:
         wall_ns={name: wall[number][closed] for number, name in names},
         cpu_ns={name: cpu[number][closed] for number, name in names},
         before_ns=_before(journal),
+        after_ns=after,
         num_unclosed=_num_unclosed(journal),
         num_partial_steps=int((num_closed.any(axis=0) & ~closed).sum()),
     )
 
 
-def _pairs(journal: Journal) -> Iterator[tuple[int, np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+def _step_bounds(journal: Journal, first: int, num_steps: int) -> tuple[Ints, Ints]:
+    """Return when each step began and ended; one that has no end holds everything that bears its number."""
+    opened_ns, closed_ns = np.zeros(num_steps, np.int64), np.full(num_steps, np.iinfo(np.int64).max)
+    if STEP in journal.phases:
+        for _, begins, ends in _pairs(journal, [journal.phases.index(STEP)]):
+            rows = ends["step"].astype(np.int64) - first
+            opened_ns[rows], closed_ns[rows] = begins["t_ns"], ends["t_ns"]
+    return opened_ns, closed_ns
+
+
+def _pairs(journal: Journal, phases: Sequence[int]) -> Iterator[tuple[int, np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
     """Yield (phase number, begin records, end records) with matching rows, a chunk of the journal at a time."""
     open_begins: dict[int, np.ndarray[Any, Any]] = {}
     for start in range(0, len(journal.records), CHUNK_RECORDS):
         chunk = journal.records[start : start + CHUNK_RECORDS]
-        for phase in range(len(journal.phases)):
+        for phase in phases:
             mine = chunk[chunk["phase"] == phase]
             if phase in open_begins:
                 mine = np.concatenate([open_begins.pop(phase), mine])
@@ -145,7 +166,7 @@ def _before(journal: Journal) -> dict[str, int]:
     num_before = len(steps) if not (steps > 0).any() else int(np.argmax(steps > 0))
     before = Journal(journal.header, journal.records[:num_before])
     total: dict[str, int] = {}
-    for phase, begins, ends in _pairs(before):
+    for phase, begins, ends in _pairs(before, range(len(journal.phases))):
         name = journal.phases[phase]
         total[name] = total.get(name, 0) + int((ends["t_ns"] - begins["t_ns"]).sum())
     return {name: spent for name, spent in total.items() if spent}
