@@ -161,7 +161,7 @@ def test_a_poisoned_weight_is_noticed_and_training_goes_on_from_the_checkpoint(
         def poison(record: object) -> None:
             note(record)  # type: ignore[arg-type]
             if record.step == 5:  # type: ignore[attr-defined]
-                next(session.module.parameters()).grad.fill_(float("nan"))  # type: ignore[union-attr]
+                next(session.module.parameters()).data.fill_(float("nan"))
 
         return poison
 

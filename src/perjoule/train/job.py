@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from signal import Signals
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,9 +20,8 @@ from perjoule.train.optimizer import Clipper
 from perjoule.train.stopping import Goal, SignalFlag
 
 
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """What one step did, over all ranks."""
+class StepRecord(NamedTuple):
+    """What one step did, over all ranks. A tuple, because one is made at every step."""
 
     step: int
     loss: float
@@ -29,6 +30,11 @@ class StepRecord:
     samples: int
     tokens: int
     useful: int
+
+    @property
+    def finite(self) -> bool:
+        """Return whether loss and gradient are finite."""
+        return math.isfinite(self.loss + self.grad_norm)
 
 
 @dataclass(frozen=True)

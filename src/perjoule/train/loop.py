@@ -1,13 +1,11 @@
 """The training loop. What one step does stands in :meth:`Loop._step`, from top to bottom.
 
-Nothing here knows the modality: a batch is tensors with counts, a model returns a loss. Phases partition the step;
-what lies between them is reported as ``other``. The loss that is trained on is the mean over all useful positions of
-the step, whatever their distribution over micro-batches and ranks.
+Nothing here knows the modality: a batch is tensors with counts, a model returns a loss. Phases partition the step, and what
+lies between them is ``other``. The loss is the mean over the step's useful positions, however ranks share them.
 """
 
 from __future__ import annotations
 
-import math
 import time
 
 import torch
@@ -16,6 +14,9 @@ from perjoule.core import phases
 from perjoule.core.errors import DataError, TrainingDiverged
 from perjoule.train.job import Ending, Job, StepRecord
 from perjoule.train.stopping import Progress
+
+Pending = tuple[torch.Tensor, torch.Tensor, float, int, int, int]
+"""Loss and gradient norm, still on the device, with learning rate, samples, tokens and useful tokens of their step."""
 
 
 class Loop:
@@ -29,7 +30,9 @@ class Loop:
             phase, (*phases.TRAINING, *phases.ON_SCHEDULE)
         )
         self._autocast = job.backend.autocast()
-        self._pending: tuple[StepRecord, torch.Tensor, torch.Tensor] | None = None
+        self._on_cpu = job.backend.device.type == "cpu"
+        self._pending: Pending | None = None
+        self._last_read = progress.step
         self._stop_agreed = False
 
     def run(self) -> Ending:
@@ -67,7 +70,7 @@ class Loop:
             self._stop_agreed = stop > 0
             if useful == 0:
                 raise DataError(f"step {progress.step + 1}: every label of the batch is ignored; nothing to learn from")
-        loss = torch.zeros((), device=job.backend.device)
+        loss: torch.Tensor | None = None
         for number, batch in enumerate(batches, 1):
             share = batch.num_useful / useful
             with self._transfer:
@@ -76,22 +79,25 @@ class Loop:
                 with self._forward, self._autocast:
                     output = job.model(tensors)
                 with self._backward:
-                    # Ranks average their gradients; times their number, the shares add up to the global mean.
-                    scale = share * job.ranks.world_size
-                    (output.loss if scale == 1 else output.loss * scale).backward()
-            loss += output.loss.detach() * share
+                    part = output.loss if share == 1 else output.loss * share
+                    # Ranks average their gradients; times their number, the parts add up to the global mean.
+                    (part if job.ranks.world_size == 1 else part * job.ranks.world_size).backward()
+            loss = part.detach() if loss is None else loss + part.detach()
         with self._optimize:
             lr = self._set_learning_rate()
             norm = job.clipper()
-            record = StepRecord(progress.step + 1, math.nan, math.nan, lr, samples, tokens, useful)
-            self._settle()
-            self._pending = record, job.ranks.total(loss), norm
-            if job.backend.device.type == "cpu":  # reading costs nothing here, and a bad step is not taken
-                self._settle()
-            job.optimizer.step()
+            assert loss is not None
+            ready, self._pending = self._pending, (job.ranks.total(loss), norm, lr, samples, tokens, useful)
+            if self._on_cpu:  # reading costs nothing here, and a bad step is not taken
+                ready, self._pending = self._pending, None
+            record = None if ready is None else self._read(ready)
+            if record is None or record.finite:
+                job.optimizer.step()
             job.optimizer.zero_grad(set_to_none=True)
             if job.after_optimizer_step is not None:
                 job.after_optimizer_step()
+        if record is not None:
+            self._hand_on(record)
         progress.step += 1
         progress.samples += samples
         progress.tokens += tokens
@@ -99,28 +105,35 @@ class Loop:
 
     def _set_learning_rate(self) -> float:
         """Set the schedule's rate for this step and return it."""
-        config, goal = self.job.config, self.job.goal
-        lr = config.optimizer.lr * config.schedule.factor(self.progress.step, goal.last_step)
+        config = self.job.config
+        lr = config.optimizer.lr * config.schedule.factor(self.progress.step, self.job.goal.last_step)
         for group in self.job.optimizer.param_groups:
             group["lr"] = lr
         return lr
 
+    def _read(self, pending: Pending) -> StepRecord:
+        """Read a step's loss and gradient norm from the device. On an accelerator this happens one step late."""
+        loss, norm, lr, *counts = pending
+        self._last_read += 1
+        return StepRecord(self._last_read, loss.item(), norm.item(), lr, *counts)
+
     def _settle(self) -> None:
-        """Read the pending step's loss from the device and hand its record on. On an accelerator this is one step late.
+        """Read what is pending, before something else is done with the weights."""
+        ready, self._pending = self._pending, None
+        if ready is not None:
+            self._hand_on(self._read(ready))
+
+    def _hand_on(self, record: StepRecord) -> None:
+        """Give the record to whoever writes and prints it.
 
         Raises:
             TrainingDiverged: if the loss or the gradient norm is not finite.
         """
-        if self._pending is None:
-            return
-        record, loss, norm = self._pending
-        self._pending = None
-        values = loss.item(), norm.item()
-        self.job.on_step(StepRecord(record.step, *values, record.lr, record.samples, record.tokens, record.useful))
-        if not all(map(math.isfinite, values)):
+        self.job.on_step(record)
+        if not record.finite:
             raise TrainingDiverged(
-                f"step {record.step}: loss {values[0]}, gradient norm {values[1]}; the checkpoints before are intact. "
-                "Lower optimizer.lr, or find the operation with debug.anomaly_detection=true"
+                f"step {record.step}: loss {record.loss}, gradient norm {record.grad_norm}; the checkpoints before are "
+                "intact. Lower optimizer.lr, or find the operation with debug.anomaly_detection=true"
             )
 
     def _on_schedule(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,16 +105,18 @@ class Session:
     def on_step(self, goal: Goal) -> Callable[[StepRecord], None]:
         """Return what the loop calls after each step: one line of metrics, and the progress display."""
         run = self.folder if self.config.record.enabled else None
-        console, progress, segment, memory = self.console, self.progress, self.segment, self.memory
-        read_memory = (lambda: "null") if isinstance(memory, Unavailable) else memory.read
+        console, progress, segment, memory = self.console, self.progress, self.segment, _Memory(self.memory)
 
         def on_step(record: StepRecord) -> None:
             if run is not None:
-                loss, norm = (repr(v) if math.isfinite(v) else "null" for v in (record.loss, record.grad_norm))
+                step, loss, norm, lr, samples, tokens, useful = record
                 run.append(
-                    f'{{"kind":"step","segment":{segment},"step":{record.step},"loss":{loss},"grad_norm":{norm},'
-                    f'"lr":{record.lr!r},"samples":{record.samples},"tokens":{record.tokens},"useful":{record.useful},'
-                    f'"memory_bytes":{read_memory()}}}'
+                    f'{{"kind":"step","segment":{segment},"step":{step},"loss":{loss!r},"grad_norm":{norm!r},"lr":{lr!r},'
+                    f'"samples":{samples},"tokens":{tokens},"useful":{useful},"memory_bytes":{memory.json()}}}'
+                    if record.finite
+                    else json.dumps(
+                        {"kind": "step", "segment": segment, **record._asdict(), "loss": None, "grad_norm": None}
+                    )
                 )
             console.step(record, goal.fraction(progress), progress.seconds)
 
@@ -199,3 +203,20 @@ class Session:
             self.folder.end(status, reason, last_step=self.progress.step, seconds=self.progress.seconds)
         except PerjouleError as second:  # a full disk, most likely; the journal and the checkpoints before stay
             self.console.line(str(second))
+
+
+class _Memory:
+    """Reads the memory meter at most ten times a second; a reading costs as much as the rest of a step's record."""
+
+    def __init__(self, meter: Meter | Unavailable) -> None:
+        self._meter = meter
+        self._next_s = 0.0
+        self._text = "null"
+
+    def json(self) -> str:
+        """Return the last reading, or null."""
+        now = time.monotonic()
+        if now >= self._next_s and not isinstance(self._meter, Unavailable):
+            self._next_s = now + 0.1
+            self._text = str(self._meter.read())
+        return self._text
