@@ -54,6 +54,8 @@ LAST_LOSSES = 20
 MOST_OTHERS = 0.1
 """Cores that other processes may use, on average, beside an undisturbed arm."""
 TRIES = 3
+BUDGET_S = 240.0
+"""After this long no disturbed arm is run again."""
 
 
 def overhead(processes: int, rounds: int, quick: bool) -> None:
@@ -208,10 +210,10 @@ def _call(command: list[str]) -> str:
     return done.stdout
 
 
-def throughput(workload: Workload, folder: Path, rounds: int, steps: int, quick: bool) -> None:
-    """Print the ratios of throughput and the losses, arm by arm."""
+def throughput(workload: Workload, folder: Path, rounds: int, steps: int, quick: bool, names: Sequence[str]) -> None:
+    """Print the ratios of throughput and the losses of auto and the named frameworks."""
     arms: dict[str, Callable[[int], Trained]] = {"auto": partial(train_auto, workload, steps)}
-    for name in LOOPS:
+    for name in names:
         if package := missing(name):
             print(f"{name}: left out, {package} is not installed (make peers)")
             continue
@@ -220,11 +222,16 @@ def throughput(workload: Workload, folder: Path, rounds: int, steps: int, quick:
             command += ["--steps", str(steps), *["--quick"] * quick]
             arms[f"{name}, {precision}"] = partial(_train_peer, command)
     found: dict[str, list[Trained]] = {name: [] for name in arms}
-    peak = 0.0
+    peak, until_s = 0.0, time.monotonic() + BUDGET_S
     for number in range(rounds):
         peak = max(peak, _bf16_peak(folder / f"peak-{number}"))
         for name, train in arms.items():
-            found[name].append(undisturbed(train, number))
+            found[name].append(trained := undisturbed(train, number, until_s))
+            print(
+                f"  round {number + 1}, {name}: {trained.median_s * 1e3:.1f} ms per step; others used "
+                f"{trained.others:.2f} cores",
+                flush=True,
+            )
     _report_throughput(workload, found, peak)
 
 
@@ -233,15 +240,21 @@ def _train_peer(command: list[str], seed: int) -> Trained:
     return Trained(**json.loads(_call([*command, "--seed", str(seed)]).splitlines()[-1]))
 
 
-def undisturbed(train: Callable[[int], Trained], seed: int) -> Trained:
-    """Train until no other process was busy meanwhile, a few times at most; the least disturbed counts."""
+def undisturbed(train: Callable[[int], Trained], seed: int, until_s: float) -> Trained:
+    """Train until no other process was busy meanwhile; the least disturbed of a few tries counts.
+
+    Args:
+        train: with a seed.
+        seed: of this round.
+        until_s: time (``time.monotonic``) after which nothing is repeated.
+    """
     tries: list[Trained] = []
     for _ in range(TRIES):
         busy, own, begun = _machine_busy_s(), _children_s(), time.monotonic()
         trained = train(seed)
         others = (_machine_busy_s() - busy - (_children_s() - own)) / (time.monotonic() - begun)
         tries.append(replace(trained, others=others))
-        if others <= MOST_OTHERS:
+        if others <= MOST_OTHERS or time.monotonic() > until_s:
             break
     return min(tries, key=lambda one: one.others)
 
@@ -314,6 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, help="default 15 (overhead), 2 (throughput)")
     parser.add_argument("--processes", type=int, default=8, help="of overhead")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hand-only", action="store_true", help="throughput without the peers that must be installed")
     parser.add_argument("--steps", type=int, default=40, help="of each process (throughput)")
     parser.add_argument("--name", choices=tuple(LOOPS), default=HAND)
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
@@ -341,7 +355,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps(asdict(train_framework(workload, options.name, options.precision, options.steps))))
             return
         print(machine_line(), versions(), sep="\n")
-        throughput(workload, folder, options.rounds or 2, 25 if options.quick else options.steps, options.quick)
+        names = [HAND] if options.hand_only else list(LOOPS)
+        steps = 25 if options.quick else options.steps
+        throughput(workload, folder, options.rounds or 2, steps, options.quick, names)
         print(machine_line())
 
 

@@ -1,7 +1,7 @@
 """The training loop. What one step does stands in :meth:`Loop._step`, from top to bottom.
 
-Nothing here knows the modality: a batch is tensors with counts, a model returns a loss. Phases partition the step, and what
-lies between them is ``other``. The loss is the mean over the step's useful positions, however ranks share them.
+Nothing here knows the modality: a batch is tensors with counts, a model returns a loss. Phases partition the step; the
+rest is ``other``. The loss is the mean over the step's useful positions, however micro-batches and ranks share them.
 """
 
 from __future__ import annotations
