@@ -179,8 +179,9 @@ class Session:
         if self.held_out is not None and status == folder.FINISHED and self.last_evaluated != progress.step:
             with recorder.phase(phases.EVALUATE):
                 self.evaluate()
-        with recorder.phase(phases.CHECKPOINT):
-            self.save()
+        if self.last_saved != progress.step:
+            with recorder.phase(phases.CHECKPOINT):
+                self.save()
         self.checkpointer.wait()
         recorder.close()
         if self.folder is not None:
