@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from perjoule.measure import machine
-from perjoule.measure.machine import MachineProfile, cpu_info, host_facts, installed, process_age_s
+from perjoule.measure.machine import MachineProfile, cpu_info, host_facts, installed, others_running, process_age_s
 
 
 def test_stored_measurement_is_found_by_the_next_process(tmp_path: Path) -> None:
@@ -118,3 +118,25 @@ def test_host_facts_are_json_with_plausible_values() -> None:
 
 def test_missing_package_has_no_version() -> None:
     assert installed("no-such-package-of-anyone") is None
+
+
+def test_a_busy_neighbour_is_seen_running_and_an_idle_machine_is_not_assumed_busy() -> None:
+    quiet = min(others_running() for _ in range(3))
+    neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        time.sleep(0.3)
+        busy = max(others_running() for _ in range(3))
+    finally:
+        for neighbour in neighbours:
+            neighbour.kill()
+            neighbour.wait()
+    assert busy > quiet
+    assert busy >= 1
+
+
+def test_who_runs_is_zero_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert others_running() == 0

@@ -56,6 +56,24 @@ def host_facts() -> dict[str, Any]:
     }
 
 
+def others_running(samples: int = 8, pause_s: float = 0.004) -> float:
+    """Return how many other processes and threads of this machine want a core just now, 0 where that is unknown.
+
+    Args:
+        samples: readings of the number of runnable processes, of which one is this process.
+        pause_s: seconds between two readings.
+    """
+    counts = []
+    for _ in range(samples):
+        try:
+            lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return 0.0
+        counts += [int(line.split()[1]) - 1 for line in lines if line.startswith("procs_running ")]
+        time.sleep(pause_s)
+    return sum(counts) / len(counts) if counts else 0.0
+
+
 def process_age_s() -> float:
     """Return the seconds since this process was started, interpreter start-up included."""
     try:
