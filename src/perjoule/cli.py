@@ -121,7 +121,7 @@ def _split_recipe(recipe: str | None, overrides: list[str]) -> tuple[Path | None
 def _set_wait_policy() -> None:
     """Let OpenMP's threads sleep when other programs want the cores; must be set before torch is imported.
 
-    Waiting threads that spin take the core from the thread that they wait for on a busy machine, and make a step a third
+    Threads that spin while they wait take cores from others on a busy machine, and make a step a third
     faster on an idle one. What counts is who runs now: the load average still remembers the run before this one.
     """
     if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
