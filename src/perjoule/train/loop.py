@@ -61,12 +61,8 @@ class Loop:
         with self._data:
             batches = [next(job.batches) for _ in range(job.config.batch.accumulation)]
             wants_stop = job.signals.received is not None or job.goal.out_of_time(progress)
-            samples, tokens, useful, stop = job.ranks.totals(
-                sum(batch.num_samples for batch in batches),
-                sum(batch.num_tokens for batch in batches),
-                sum(batch.num_useful for batch in batches),
-                int(wants_stop),
-            )
+            counts = zip(*[(batch.num_samples, batch.num_tokens, batch.num_useful) for batch in batches], strict=True)
+            samples, tokens, useful, stop = job.ranks.totals(*map(sum, counts), int(wants_stop))
             self._stop_agreed = stop > 0
             if useful == 0:
                 raise DataError(f"step {progress.step + 1}: every label of the batch is ignored; nothing to learn from")

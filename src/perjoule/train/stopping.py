@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from dataclasses import dataclass
+from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -84,7 +85,7 @@ class Goal:
     samples_per_epoch: int
     tokens_per_step: int
 
-    @property
+    @cached_property
     def last_step(self) -> int | None:
         """Return the step at which the run ends at the latest, or None if only time can tell."""
         bounds = [self.config.steps]
