@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 from jaxtyping import Float, Int64
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -107,13 +107,6 @@ class TransformerConfig(Config):
     """Tokens whose logits exist at a time; null is all of the batch."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, data: Any) -> Any:
-        """Put the preset's values below those given, for a config made in Python as for one read from a recipe."""
-        preset = cls.PRESETS.get(str(data.get("preset"))) if isinstance(data, dict) else None
-        return {**preset, **data} if preset else data
 
     @field_validator("preset")
     @classmethod
