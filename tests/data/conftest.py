@@ -1,20 +1,12 @@
-"""Small corpora and tokenizers; no test sees the user's cache."""
+"""Small corpora and tokenizers."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 WORDS = "the quick brown fox jumps over lazy dogs while seven wizards boil quartz in a vat of pure joules".split()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PERJOULE_CACHE", str(folder))
-        yield folder
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perjoule.core.errors import DataError
-from perjoule.data.contract import IGNORED, Batch
+from perjoule.core.labels import IGNORED
+from perjoule.data.contract import Batch
 from perjoule.data.reader import LongDocuments, PackedSamples, PaddedSamples, TextSamples
 
 BOS, PAD = 0, 1

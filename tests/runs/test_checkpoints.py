@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from perjoule.core.errors import CheckpointError, RunFolderError
 from perjoule.runs import checkpoints
@@ -260,6 +261,7 @@ def test_safetensors_file_is_not_taken_for_a_pickle_whatever_its_length(header_b
     path = tmp_path / "weights.safetensors"
     path.write_bytes(header_bytes.to_bytes(8, "little") + b"{}".ljust(header_bytes))
     refuse_pickle(path)
+    assert load_file(path) == {}, "and it is one"
 
 
 def test_missing_weights_cannot_be_read(tmp_path: Path) -> None:

@@ -71,7 +71,9 @@ def test_a_reader_that_looks_whether_a_run_is_live_does_not_lock_out_its_writer(
     reader = os.open(tmp_path / "a" / "lock", os.O_RDONLY)
     fcntl.flock(reader, fcntl.LOCK_SH)
     monkeypatch.setattr("perjoule.runs.folder.time.sleep", lambda _: os.close(reader))
-    RunFolder.reopen(tmp_path / "a").close()
+    run = RunFolder.reopen(tmp_path / "a")
+    assert is_live(run.path)
+    run.close()
 
 
 def test_a_killed_writer_releases_its_lock(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.system.forks import Forks
 from tests.system.tiny import Tiny, losses, run_of
 
 from perjoule.cli import main
-from perjoule.data.contract import IGNORED
+from perjoule.core.labels import IGNORED
 from perjoule.runs.folder import CHECKPOINTS, EVENTS, event_path
 from perjoule.runs.tables import load_run
 

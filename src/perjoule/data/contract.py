@@ -13,9 +13,6 @@ from typing import Any, Protocol
 
 import torch
 
-IGNORED = -100
-"""The label of a position that is not trained on."""
-
 
 @dataclass(frozen=True)
 class Batch:

@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 
 from perjoule.core.errors import DataError
-from perjoule.data.contract import IGNORED, Batch, Samples
+from perjoule.core.labels import IGNORED
+from perjoule.data.contract import Batch, Samples
 from perjoule.data.order import Order
 
 Array = npt.NDArray[Any]

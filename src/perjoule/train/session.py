@@ -114,9 +114,7 @@ class Session:
                     f'{{"kind":"step","segment":{segment},"step":{step},"loss":{loss!r},"grad_norm":{norm!r},"lr":{lr!r},'
                     f'"samples":{samples},"tokens":{tokens},"useful":{useful},"memory_bytes":{memory.json()}}}'
                     if record.finite
-                    else json.dumps(
-                        {"kind": "step", "segment": segment, **record._asdict(), "loss": None, "grad_norm": None}
-                    )
+                    else json.dumps({"kind": "step", "segment": segment, **_without_infinities(record)})
                 )
             console.step(record, goal.fraction(progress), progress.seconds)
 
@@ -204,6 +202,11 @@ class Session:
             self.folder.end(status, reason, last_step=self.progress.step, seconds=self.progress.seconds)
         except PerjouleError as second:  # a full disk, most likely; the journal and the checkpoints before stay
             self.console.line(str(second))
+
+
+def _without_infinities(record: StepRecord) -> dict[str, float | None]:
+    """Return a record's fields with null where a number is not finite, which JSON cannot say."""
+    return {name: value if math.isfinite(value) else None for name, value in record._asdict().items()}
 
 
 class _Memory:

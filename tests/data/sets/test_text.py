@@ -13,7 +13,8 @@ from perjoule import data
 from perjoule.config.base import Component
 from perjoule.config.resolve import build_component
 from perjoule.core.errors import ConfigError, DataError
-from perjoule.data.contract import IGNORED, DataSet
+from perjoule.core.labels import IGNORED
+from perjoule.data.contract import DataSet
 from perjoule.data.sets.text import TextDataSet, TextFilesConfig
 from perjoule.data.split import SPLITS
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from perjoule.models.layers.loss import IGNORED, chunked_next_token_loss, next_token_loss
+from perjoule.core.labels import IGNORED
+from perjoule.models.layers.loss import chunked_next_token_loss, next_token_loss
 
 ROWS, VOCAB_SIZE, DIM = 64, 50, 8
 

@@ -17,8 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = -100
-"""The label of a position that is not trained on."""
+from perjoule.core.labels import IGNORED
 
 
 def next_token_loss(logits: Float[Tensor, "rows vocab"], labels: Int64[Tensor, " rows"]) -> Float[Tensor, ""]:
