@@ -69,7 +69,33 @@ def test_dumped_config_is_a_recipe_of_the_same_config(tmp_path: Path) -> None:
             ["stop={steps: 9, patience: 2}"],
             "the recipe: stop.patience counts evaluations: give evaluate.every_steps as well",
         ),
-        (["stop={patience: 2}"], "stop: give at least one of steps, epochs, tokens, seconds"),
+        (["stop={patience: 2}"], "stop: give at least one of steps, epochs, tokens, seconds, energy, carbon"),
+        (
+            ["stop={energy: 50 W}"],
+            "stop.energy: must be an energy such as 500 J, 50kJ, 1.5 MJ or 2 kWh, or a number of joules, not '50 W'",
+        ),
+        (["stop={energy: -1}"], "stop.energy: must be greater than 0, not -1"),
+        (
+            ["stop={carbon: 10 kJ}"],
+            "stop.carbon: must be a mass such as 500 mg, 10g or 0.2 kg, or a number of grams, not '10 kJ'",
+        ),
+        (
+            ["stop={carbon: 10g}"],
+            "the recipe: stop.carbon needs carbon.location, such as DEU, or carbon.intensity_g_per_kwh",
+        ),
+        (
+            ["stop={energy: 50kJ}", "energy.sampler=off"],
+            "the recipe: stop.energy needs meters: energy.sampler must not be off, nor energy.meters empty",
+        ),
+        (
+            ["stop={carbon: 10g}", "carbon.location=DEU", "energy.meters=[]"],
+            "the recipe: stop.carbon needs meters: energy.sampler must not be off, nor energy.meters empty",
+        ),
+        (
+            ["energy.calibrate=true", "record.enabled=false"],
+            "the recipe: energy.calibrate needs energy.meters, an energy.sampler that is not off, and "
+            "record.enabled=true",
+        ),
         (
             ["schedule.kind=cosine", "stop={seconds: 5}"],
             "the recipe: schedule.kind 'cosine' must know its last step: give stop.steps, stop.epochs, stop.tokens or "
@@ -90,6 +116,16 @@ def test_mistake_names_its_key_and_what_is_accepted(overrides: list[str], messag
     with pytest.raises(ConfigError) as caught:
         load(TrainConfig, None, overrides)
     assert str(caught.value).removesuffix("  (command line)") == message
+
+
+def test_budgets_are_quantities_and_are_dumped_in_base_units(tmp_path: Path) -> None:
+    config = load(TrainConfig, None, ["stop={energy: 2 kWh, carbon: 0.2 kg}", "carbon.location=CAN-quebec"]).config
+    assert (config.stop.energy, config.stop.carbon) == (7.2e6, 200.0)
+    assert StopConfig(energy=7.2e6, carbon=200.0) == config.stop
+    assert StopConfig.model_validate({"energy": "50kJ"}).energy == 50e3
+    recipe = tmp_path / "dump.yaml"
+    recipe.write_text(yaml.dump(config.model_dump(mode="json")), encoding="utf-8")
+    assert load(TrainConfig, recipe).config == config
 
 
 def test_schedule_with_its_own_horizon_needs_no_last_step() -> None:

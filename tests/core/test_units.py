@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perjoule.core.units import byte_size, duration, si
+from perjoule.core.units import byte_size, duration, parse_energy_j, parse_mass_g, si
 
 PREFIXES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0, "m": 1e-3, "µ": 1e-6, "n": 1e-9}
 
@@ -65,3 +65,60 @@ def test_duration_uses_the_units_of_a_clock(seconds: float, text: str) -> None:
 def test_byte_size_is_decimal() -> None:
     assert byte_size(2_500_000) == "2.5 MB"
     assert byte_size(0) == "0 B"
+
+
+@pytest.mark.parametrize(
+    ("text", "joules"),
+    [
+        ("500 J", 500),
+        ("50kJ", 50e3),
+        (" 1.5MJ ", 1.5e6),
+        ("2 kWh", 7.2e6),
+        ("1e-3 kWh", 3600),
+        ("0.5Wh", 1800),
+        (".5 GJ", 5e8),
+        ("1 MWh", 3.6e9),
+    ],
+)
+def test_energy_is_read_in_joules(text: str, joules: float) -> None:
+    assert parse_energy_j(text) == pytest.approx(joules, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "grams"), [("10g", 10), ("0.2 kg", 200), ("500 mg", 0.5), ("1 t", 1e6), ("1.5e3 mg", 1.5)]
+)
+def test_mass_is_read_in_grams(text: str, grams: float) -> None:
+    assert parse_mass_g(text) == pytest.approx(grams, rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [500, 0.25, None, [1]], ids=str)
+def test_what_is_no_text_is_left_to_the_next_check(value: object) -> None:
+    assert parse_energy_j(value) is value
+    assert parse_mass_g(value) is value
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("much", "not 'much'"),
+        ("50", "not '50'"),
+        ("-3 J", "not '-3 J'"),
+        ("3 J/s", "not '3 J/s'"),
+        ("50 KJ", "not '50 KJ'; did you mean 50 kJ?"),
+        ("2kwh", "not '2kwh'; did you mean 2 kWh?"),
+        ("10 g", "not '10 g'"),
+        (True, "not true"),
+    ],
+)
+def test_an_energy_that_cannot_be_read_says_what_is_accepted(value: object, said: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        parse_energy_j(value)
+    accepted = "must be an energy such as 500 J, 50kJ, 1.5 MJ or 2 kWh, or a number of joules, "
+    assert str(refused.value) == accepted + said
+
+
+def test_a_mass_that_cannot_be_read_says_what_is_accepted() -> None:
+    with pytest.raises(ValueError) as refused:
+        parse_mass_g("10 Kg")
+    accepted = "must be a mass such as 500 mg, 10g or 0.2 kg, or a number of grams, "
+    assert str(refused.value) == accepted + "not '10 Kg'; did you mean 10 kg?"

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from perjoule.measure import machine
-from perjoule.measure.machine import MachineProfile, cpu_info, host_facts, installed, others_running, process_age_s
+from perjoule.measure.machine import (
+    MachineProfile,
+    cpu_info,
+    device_name,
+    host_facts,
+    installed,
+    others_running,
+    process_age_s,
+)
 
 
 def test_stored_measurement_is_found_by_the_next_process(tmp_path: Path) -> None:
@@ -140,3 +148,28 @@ def test_who_runs_is_zero_where_the_system_does_not_tell(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Path, "read_text", refuse)
     assert others_running() == 0
+
+
+MIG = "MIG-5a3b1e2c-0000-1111-2222-333344445555"
+
+
+@pytest.mark.parametrize(
+    ("index", "visible", "uuid", "name"),
+    [
+        (0, None, None, "0"),
+        (3, None, None, "3"),
+        (0, "2,5", None, "2"),
+        (1, "2, 5", None, "5"),
+        (1, "2,5", "0a1b", "GPU-0a1b"),
+        (0, None, "GPU-0a1b", "GPU-0a1b"),
+        (1, "GPU-aa,GPU-bb", None, "GPU-bb"),
+        (1, "GPU-aa,GPU-bb", "bbcc", "GPU-bb"),
+        (0, MIG, "0a1b", MIG),
+        (0, "", None, "0"),
+        (2, "4,5", None, "2"),
+    ],
+)
+def test_a_device_is_named_by_uuid_or_by_its_number_without_the_mask(
+    index: int, visible: str | None, uuid: str | None, name: str
+) -> None:
+    assert device_name(index, visible, uuid) == name

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.report.ledgers import ledger
 from tests.runs.synthetic import finished_run
 
 from perjoule.core.errors import ConfigError, RunFolderError
@@ -28,6 +29,21 @@ def test_one_run_is_reported_into_a_given_file(tmp_path: Path) -> None:
     path = finished_run(tmp_path / "a")
     assert build([path], tmp_path / "x.html", console()) == (tmp_path / "x.html", tmp_path / "x.md")
     assert not (path / "report.html").exists()
+
+
+def test_the_energy_of_a_metered_run_is_written_as_tables_into_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perjoule.measure.book.build_ledger", lambda run: ledger())
+    path, screen = finished_run(tmp_path / "a"), console()
+    names = ("report.html", "report.md", "emissions.csv", "emissions_steps.csv", "emissions_phases.csv", "energy.csv")
+    assert build([path], console=screen) == tuple(path / name for name in names)
+    assert "gpu-0,gpu,yes,forward,250.000000," in (path / "energy.csv").read_text()
+    assert isinstance(screen.file, io.StringIO) and "1.1 kJ partly modelled" in screen.file.getvalue()
+    assert "1.1 kJ" in (path / "report.html").read_text() and "1.1 kJ" in (path / "report.md").read_text()
+    (path / "energy.csv").unlink()
+    assert len(build([path], tmp_path / "x.html", console())) == 2
+    assert not (path / "energy.csv").exists()
 
 
 def test_several_runs_are_compared_in_a_given_file(tmp_path: Path) -> None:

@@ -2,13 +2,19 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from tests.report.ledgers import NO_ENERGY, account, bucket, ledger
 from tests.runs.synthetic import DATA, MODEL, SyntheticRun, finished_run, interrupted_and_resumed_run, two_rank_run
 
+from perjoule.measure.contract import Form, Sensor
+from perjoule.measure.contract import Unavailable as NotMeasured
+from perjoule.measure.ledger import Ledger, Timeline
 from perjoule.report import page
 from perjoule.report.summary import summarize
 from perjoule.report.wording import run_labels
@@ -43,6 +49,15 @@ def hostile_run(path: Path) -> Run:
     return load_run(run.end(status=HOSTILE, reason=HOSTILE))
 
 
+def hostile_ledger() -> Ledger:
+    """Return a ledger in which every text is an attack."""
+    sensor = Sensor(HOSTILE, Form.COUNTER, HOSTILE, HOSTILE, "µJ", 0.1)
+    shares = {HOSTILE: np.ones(2)}
+    timeline = Timeline(np.arange(3.0), np.ones(2), shares)
+    whole = account(sensor, [bucket(HOSTILE, 1.0, why=HOSTILE)], node=HOSTILE, notes=(HOSTILE,), timeline=timeline)
+    return ledger(whole, replace(whole, node="there"), unavailable={HOSTILE: NotMeasured(HOSTILE, HOSTILE)})
+
+
 class Tags(HTMLParser):
     """Collect what a browser would build."""
 
@@ -63,12 +78,14 @@ def parsed(html: str) -> Tags:
 
 
 def comparison(runs: list[Run]) -> str:
-    return page.comparison_page(run_labels(runs), runs, [summarize(run) for run in runs])
+    return page.comparison_page(run_labels(runs), runs, [summarize(run, NO_ENERGY) for run in runs])
 
 
 def test_nothing_that_a_run_says_becomes_markup(tmp_path: Path) -> None:
     run = hostile_run(tmp_path / "a")
-    for html in (page.run_page(run, summarize(run)), comparison([run, run])):
+    summary = summarize(run, hostile_ledger())
+    pages = [page.run_page(run, summarize(run, NO_ENERGY)), comparison([run, run]), page.run_page(run, summary)]
+    for html in [*pages, page.comparison_page([HOSTILE, "b"], [run, run], [summary, summary])]:
         tags = parsed(html)
         assert "script" not in tags.tags and "img" not in tags.tags
         assert not [name for name, _ in tags.attributes if name.startswith("on")]
@@ -76,7 +93,7 @@ def test_nothing_that_a_run_says_becomes_markup(tmp_path: Path) -> None:
 
 
 def test_the_page_asks_for_nothing_and_forbids_it(finished: Run) -> None:
-    html = page.run_page(finished, summarize(finished))
+    html = page.run_page(finished, summarize(finished, NO_ENERGY))
     assert [(name, value) for name, value in parsed(html).attributes if name in ("src", "href")] == [("href", "data:,")]
     assert "url(" not in html and "@import" not in html
     assert re.search(r"default-src 'none'; style-src 'sha256-[\w+/=]{44}'; img-src data:", html)
@@ -84,7 +101,7 @@ def test_the_page_asks_for_nothing_and_forbids_it(finished: Run) -> None:
 
 
 def test_the_page_shows_figures_phases_and_configuration(finished: Run) -> None:
-    html = page.run_page(finished, summarize(finished))
+    html = page.run_page(finished, summarize(finished, NO_ENERGY))
     for text in ("20.5k", "no meter in this run", "Where the time went", "Configuration, 1 values", "20  (default)"):
         assert text in html
     assert parsed(html).tags.count("svg") == 5
@@ -92,7 +109,7 @@ def test_the_page_shows_figures_phases_and_configuration(finished: Run) -> None:
 
 
 def test_warnings_stand_on_the_page(resumed: Run) -> None:
-    html = page.run_page(resumed, summarize(resumed))
+    html = page.run_page(resumed, summarize(resumed, NO_ENERGY))
     assert '<ul class="card warnings"><li>segment 0: 0000-rank0.bin ends within a step' in html
 
 
@@ -100,7 +117,7 @@ def test_a_run_without_steps_has_a_page(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path / "a", resolved={})
     run.segment()
     loaded = load_run(run.kill())
-    html = page.run_page(loaded, summarize(loaded))
+    html = page.run_page(loaded, summarize(loaded, NO_ENERGY))
     assert "interrupted" in html and "no step was timed" in html
     assert "svg" not in parsed(html).tags
     assert "Configuration" not in html
@@ -126,18 +143,54 @@ def test_what_ran_shows_splits_as_rows_paths_as_code_and_reasons_as_items(tmp_pa
     splits = {name: {"documents": 3, "tokens": 1000, "num_samples": 5} for name in ("train", "test")}
     facts = {"splits": splits, "hash": "0123456789abcdef0123", "store": {"path": "/data/<x>"}}
     run = load_run(finished_run(tmp_path / "a", data=DATA | {"facts": facts}))
-    html = page.run_page(run, summarize(run))
+    html = page.run_page(run, summarize(run, NO_ENERGY))
     assert '<th scope="row" class=text>train</th><td class=number>3</td><td class=number>1,000</td>' in html
     assert '<code title="0123456789abcdef0123">0123456789ab…</code>' in html
     assert "<code>/data/&lt;x&gt;</code>" in html
     assert "<p>why this backend</p><ul><li>the CPU has AMX</li></ul>" in html
 
 
+def test_the_page_shows_ledgers_power_and_what_the_words_mean(finished: Run) -> None:
+    summary = summarize(finished, ledger(unavailable={"rapl": NotMeasured("not readable")}))
+    html = page.run_page(finished, summary)
+    tags = parsed(html)
+    num_buckets = sum(len(sheet.account.buckets) for sheet in summary.sheets)
+    assert tags.tags.count("svg") == 5 + 3 + num_buckets + 3
+    assert html.count("Where the energy went") == 1
+    assert "<figcaption>mig-0, measured, not added to the total</figcaption>" in html
+    assert '<i class="hatched shared"></i><span>shared: split by time' in html
+    assert "<dd>1.1 kJ<small>partly modelled, 95 %: 1 to 1.25 kJ</small></dd>" in html
+    assert "not metered: rapl: not readable" in html
+    assert [value for name, value in tags.attributes if name == "id"] == []
+    for word in ("calibrated", "regressed", "shared", "measured", "modelled"):
+        assert f"<td class=text>{word}</td>" in html
+
+
+def test_every_energy_on_the_page_has_its_word_beside_it(finished: Run) -> None:
+    html = page.run_page(finished, summarize(finished, ledger()))
+    rows = re.findall(r'<tr><th scope="row"[^>]*>(?:<i[^>]*></i>)?[^<]*</th>(.*?)</tr>', html)
+    energies = [re.sub("<svg.*?</svg>", "", row) for row in rows if re.search(r">[\d.]+ [km]?J[ <]", row)]
+    assert len(energies) > 20
+    assert all(re.search("measured|calibrated|regressed|shared|modelled", row) for row in energies)
+
+
+def test_a_comparison_draws_the_energy_of_those_runs_that_have_one(finished: Run, tmp_path: Path) -> None:
+    runs = [finished, load_run(finished_run(tmp_path / "other"))]
+    html = page.comparison_page(["a", "b"], runs, [summarize(finished, ledger()), summarize(runs[1], NO_ENERGY)])
+    assert html.count('<svg class="energy whole"') == 1
+    assert "1.1 kJ partly modelled" in html and "Energy – not available: no meter in this run" in html
+    both = page.comparison_page(["a", "b"], runs, [summarize(run, ledger()) for run in runs])
+    assert both.count('<svg class="energy whole"') == 4
+    assert "<figcaption>Energy per token</figcaption>" in both
+    assert "b cannot be told apart from it" in both
+    assert "<h2>Energy</h2>" not in comparison(runs)
+
+
 def test_ranks_have_a_table_only_if_there_are_several(finished: Run, tmp_path: Path) -> None:
     several = load_run(two_rank_run(tmp_path / "ranks"))
-    html = page.run_page(several, summarize(several))
+    html = page.run_page(several, summarize(several, NO_ENERGY))
     assert "Rank by rank" in html and "furthest apart in backward: 400 ms" in html
-    assert "Rank by rank" not in page.run_page(finished, summarize(finished))
+    assert "Rank by rank" not in page.run_page(finished, summarize(finished, NO_ENERGY))
 
 
 @contextmanager
@@ -162,7 +215,10 @@ def test_a_browser_shows_every_page_whole_and_silently(tmp_path: Path, width: in
     hostile = hostile_run(tmp_path / "hostile")
     written = (finished_run(tmp_path / "a"), interrupted_and_resumed_run(tmp_path / "b"), two_rank_run(tmp_path / "c"))
     runs = [*map(load_run, written), hostile]
-    pages = [page.run_page(run, summarize(run)) for run in runs] + [comparison(runs)]
+    pages = [page.run_page(run, summarize(run, NO_ENERGY)) for run in runs] + [comparison(runs)]
+    pages += [page.run_page(runs[0], summarize(runs[0], ledger()))]
+    pages += [page.run_page(hostile, summarize(hostile, hostile_ledger()))]
+    pages += [page.comparison_page(run_labels(runs), runs, [summarize(run, ledger()) for run in runs])]
     with browser_page(width, height, scheme) as tab:
         said: list[str] = []
         asked: list[str] = []
@@ -183,7 +239,9 @@ def test_a_browser_shows_every_page_whole_and_silently(tmp_path: Path, width: in
             for drawing in drawings:
                 box = drawing.bounding_box()
                 assert drawing.is_visible() and box is not None
-                assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["height"] >= 20
+                in_table = drawing.evaluate("one => one.closest('.scroll') !== null")
+                assert box["x"] >= 0 and box["height"] >= 18
+                assert in_table or box["x"] + box["width"] <= width, "only tables scroll"
             for pair in tab.locator("article .pairs > div").all():
                 name, value = pair.locator("dt").bounding_box(), pair.locator("dd").bounding_box()
                 assert name is not None and value is not None

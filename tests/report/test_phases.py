@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from tests.report.ledgers import NO_ENERGY
 from tests.runs.synthetic import STEP_MS, THINK, SyntheticRun, two_rank_run
 
 from perjoule.report import wording
@@ -45,7 +46,7 @@ def test_phases_partition_the_window_to_the_nanosecond(finished: Run, resumed: R
 
 def test_a_compilation_is_no_part_of_a_phase(tmp_path: Path) -> None:
     run = compiled_run(tmp_path / "a")
-    summary = summarize(run)
+    summary = summarize(run, NO_ENERGY)
     forward = next(cost for cost in summary.phases if cost.phase == "forward")
     assert (forward.wall_s, forward.share, forward.cpu_s) == pytest.approx((0.18, 0.18, 0.36))
     assert isinstance(summary.warmup_s, Quantity)
@@ -56,7 +57,7 @@ def test_a_compilation_is_no_part_of_a_phase(tmp_path: Path) -> None:
 
 def test_time_in_steps_equals_window_and_warm_up_and_lost(finished: Run, resumed: Run, tmp_path: Path) -> None:
     for run in (finished, resumed, compiled_run(tmp_path / "a")):
-        summary = summarize(run)
+        summary = summarize(run, NO_ENERGY)
         parts = (summary.window_s, summary.warmup_s, summary.lost_s)
         assert isinstance(summary.wall_s, Quantity)
         assert all(isinstance(part, Quantity) for part in parts)
@@ -70,7 +71,7 @@ def test_an_evaluation_behind_the_last_step_takes_nothing_from_other(tmp_path: P
     run.segment(warmup_steps=1)
     run.train(1, 5)
     run.close_with_evaluation(5, 3.0)
-    summary = summarize(load_run(run.end()))
+    summary = summarize(load_run(run.end()), NO_ENERGY)
     assert {cost.phase: cost.wall_s for cost in summary.phases}["other"] == pytest.approx(4 * 0.003)
     assert "evaluate" not in [cost.phase for cost in summary.phases]
     assert isinstance(summary.after_s, Quantity)
@@ -78,11 +79,11 @@ def test_an_evaluation_behind_the_last_step_takes_nothing_from_other(tmp_path: P
 
 
 def test_a_run_that_closes_with_its_last_step_has_nothing_behind_it(finished: Run) -> None:
-    assert summarize(finished).after_s == Quantity(0.0, "s", "nothing was recorded there", 0)
+    assert summarize(finished, NO_ENERGY).after_s == Quantity(0.0, "s", "nothing was recorded there", 0)
 
 
 def test_each_segment_has_its_own_warm_up(resumed: Run) -> None:
-    summary = summarize(resumed)
+    summary = summarize(resumed, NO_ENERGY)
     assert isinstance(summary.warmup_s, Quantity) and isinstance(summary.window_s, Quantity)
     assert (summary.warmup_s.value, summary.warmup_s.n) == pytest.approx((0.4, 4))
     assert (summary.window_s.value, summary.window_s.n) == pytest.approx((16 * 0.1 + 2 * 0.24, 16))
@@ -92,14 +93,14 @@ def test_a_run_without_warm_up_says_so(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path / "a")
     run.segment()
     run.train(1, 3)
-    summary = summarize(load_run(run.end()))
+    summary = summarize(load_run(run.end()), NO_ENERGY)
     assert summary.warmup_s == Quantity(0.0, "s", "no step was set apart as warm-up", 0)
     assert "Warm-up" not in wording.phase_caption(summary)
 
 
 def test_a_run_that_is_all_warm_up_shows_all_its_steps_and_says_so(tmp_path: Path) -> None:
     run = compiled_run(tmp_path / "a", steps=2)
-    summary = summarize(run)
+    summary = summarize(run, NO_ENERGY)
     assert counted_steps(run).tolist() == [True, True]
     assert wall_ns(run) == 50_500_000_000
     assert summary.window_s == Unavailable("no step behind the warm-up")
@@ -122,7 +123,7 @@ def test_a_run_killed_before_its_first_step_has_no_phases(tmp_path: Path) -> Non
     run.segment(world_size=2)
     loaded = load_run(run.kill())
     assert phase_costs(loaded) == ()
-    assert wording.phase_caption(summarize(loaded)) == "No step was timed."
+    assert wording.phase_caption(summarize(loaded, NO_ENERGY)) == "No step was timed."
 
 
 def test_cpu_seconds_are_added_over_ranks_and_wall_seconds_are_not(tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_every_rank_has_its_own_seconds(tmp_path: Path) -> None:
 
 
 def test_the_caption_names_the_phase_in_which_ranks_differ_most(tmp_path: Path) -> None:
-    summary = summarize(load_run(two_rank_run(tmp_path / "a")))
+    summary = summarize(load_run(two_rank_run(tmp_path / "a")), NO_ENERGY)
     assert wording.rank_headings(summary)[0] == "Rank" and wording.rank_headings(summary)[-2:] == ("CPU time", "Steps")
     assert wording.rank_rows(summary)[1][0] == "1" and wording.rank_rows(summary)[1][-2:] == ("3.2 s", "8")
     assert wording.rank_caption(summary).endswith("The ranks are furthest apart in backward: 400 ms.")

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.report.ledgers import NO_ENERGY
 from tests.runs.synthetic import DATA, MODEL, PEAK, SyntheticRun, finished_run
 
 from perjoule.report import wording
@@ -25,11 +26,11 @@ def summary_of(path: Path, steps: int = 20, warmup_steps: int = 5, **segment: An
     run = SyntheticRun(path)
     run.segment(warmup_steps=warmup_steps, **segment)
     run.train(1, steps)
-    return summarize(load_run(run.end()))
+    return summarize(load_run(run.end()), NO_ENERGY)
 
 
 def test_totals_equal_the_sum_by_hand(finished: Run) -> None:
-    summary = summarize(finished)
+    summary = summarize(finished, NO_ENERGY)
     assert value(summary.wall_s) == pytest.approx(20 * 0.100 + 2 * 0.240)
     assert value(summary.training_s) == pytest.approx(2.0)
     assert value(summary.evaluate_s) == pytest.approx(0.4)
@@ -43,7 +44,7 @@ def test_rates_equal_the_counts_over_training_seconds_behind_the_warm_up(tmp_pat
     run = SyntheticRun(tmp_path / "a")
     run.segment(warmup_steps=2)
     run.train(1, 12, slow={1: 50.0, 2: 5.0, 7: 2.0})
-    summary = summarize(load_run(run.end()))
+    summary = summarize(load_run(run.end()), NO_ENERGY)
     assert value(summary.samples_per_s) == pytest.approx(10 * 8 / 1.1)
     assert value(summary.tokens_per_s) == pytest.approx(10 * 2048 / 1.1)
     assert value(summary.useful_tokens_per_s) == pytest.approx(10 * 1536 / 1.1)
@@ -55,7 +56,7 @@ def test_step_times_are_spread_over_the_window_only(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path / "a")
     run.segment(warmup_steps=1)
     run.train(1, 102, slow={1: 100.0, 50: 3.0})
-    spread = summarize(load_run(run.end())).step_s
+    spread = summarize(load_run(run.end()), NO_ENERGY).step_s
     assert isinstance(spread, Distribution)
     assert spread.n == 101
     assert spread.mean_s == pytest.approx((100 * 0.1 + 0.3) / 101)
@@ -64,7 +65,7 @@ def test_step_times_are_spread_over_the_window_only(tmp_path: Path) -> None:
 
 
 def test_losses_and_perplexity_say_their_step(finished: Run) -> None:
-    summary = summarize(finished)
+    summary = summarize(finished, NO_ENERGY)
     assert summary.loss_first == Quantity(8.0, "nats", "at step 1", 1)
     assert value(summary.loss_last) == pytest.approx(2 + 6 / math.sqrt(20))
     assert summary.loss_validation == Quantity(4.0, "nats", "at step 20, 4,096 tokens", 2)
@@ -72,7 +73,7 @@ def test_losses_and_perplexity_say_their_step(finished: Run) -> None:
 
 
 def test_mfu_equals_flops_per_second_over_the_peak(finished: Run) -> None:
-    summary = summarize(finished)
+    summary = summarize(finished, NO_ENERGY)
     assert value(summary.mfu_full) == pytest.approx(30e6 * 20480 / 2.7e12)
     assert value(summary.mfu_causal) == pytest.approx(27e6 * 20480 / 2.7e12)
     assert isinstance(summary.mfu_full, Quantity)
@@ -93,7 +94,7 @@ def test_mfu_is_unavailable_with_the_reason(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path / "c", model={"kind": "resnet"})
     run.segment()
     run.train(1, 3)
-    assert reason(summarize(load_run(run.end())).mfu_full) == "the model gives no FLOPs per token"
+    assert reason(summarize(load_run(run.end()), NO_ENERGY).mfu_full) == "the model gives no FLOPs per token"
 
 
 def test_mfu_over_different_devices_is_unavailable(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_mfu_over_different_devices_is_unavailable(tmp_path: Path) -> None:
     run.journal.close()
     run.segment(first_step=4, peak=PEAK | {"flops": 1e12})
     run.train(4, 6)
-    summary = summarize(load_run(run.end()))
+    summary = summarize(load_run(run.end()), NO_ENERGY)
     assert reason(summary.mfu_full) == "the segments ran on devices with different peaks"
 
 
@@ -118,7 +119,7 @@ def test_a_run_that_is_all_warm_up_has_no_rates(tmp_path: Path) -> None:
 def test_a_run_killed_before_its_first_step_has_reasons_and_no_numbers(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path / "a")
     run.segment(startup_s=None)
-    summary = summarize(load_run(run.kill()))
+    summary = summarize(load_run(run.kill()), NO_ENERGY)
     known = {name for name, figure in figures(summary).items() if isinstance(figure, Quantity)}
     assert known == {"lost_s"}
     assert reason(summary.wall_s) == "no step was timed"
@@ -136,7 +137,7 @@ def test_what_was_not_measured_is_unavailable_with_the_reason(tmp_path: Path) ->
     run.segment()
     run.train(1, 3, loss=None, memory_bytes=None)
     run.train_with_evaluation(4, 3.0)
-    first = summarize(load_run(run.end()))
+    first = summarize(load_run(run.end()), NO_ENERGY)
     assert reason(first.energy_j) == "no meter in this run"
     assert reason(first.loss_first) == "not finite at step 1"
     assert reason(first.perplexity) == "the data has no vocabulary"
@@ -149,22 +150,26 @@ def test_memory_that_was_never_read_is_unavailable(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path / "a")
     run.segment()
     run.train(1, 3, memory_bytes=None)
-    assert reason(summarize(load_run(run.end())).memory_bytes) == "the device's memory was not read"
+    assert reason(summarize(load_run(run.end()), NO_ENERGY).memory_bytes) == "the device's memory was not read"
 
 
 def test_an_astronomic_loss_has_no_perplexity(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path / "a")
     run.segment()
     run.train_with_evaluation(1, 1e4)
-    assert reason(summarize(load_run(run.end())).perplexity) == "the loss is too large to be raised to a power"
+    assert (
+        reason(summarize(load_run(run.end()), NO_ENERGY).perplexity) == "the loss is too large to be raised to a power"
+    )
 
 
 def test_peak_memory_is_the_largest_reading(finished: Run) -> None:
-    assert summarize(finished).memory_bytes == Quantity(400_000_020.0, "B", "largest at the end of a step, cpu", 20)
+    assert summarize(finished, NO_ENERGY).memory_bytes == Quantity(
+        400_000_020.0, "B", "largest at the end of a step, cpu", 20
+    )
 
 
 def test_a_resumed_run_costs_what_both_segments_took(resumed: Run) -> None:
-    summary = summarize(resumed)
+    summary = summarize(resumed, NO_ENERGY)
     assert value(summary.wall_s) == pytest.approx(23 * 0.1 + 2 * 0.24)
     assert value(summary.lost_s) == pytest.approx(0.3)
     assert wording.why(summary.lost_s) == "steps 11 to 13 were done again after a resume (n = 3)"
@@ -182,7 +187,7 @@ def test_a_start_up_part_named_total_is_not_counted(tmp_path: Path) -> None:
 
 
 def test_every_figure_has_a_label_and_every_quantity_a_method(finished: Run) -> None:
-    shown = figures(summarize(finished))
+    shown = figures(summarize(finished, NO_ENERGY))
     assert list(shown) == list(LABELS)
     assert all(figure.how for figure in shown.values() if isinstance(figure, Quantity))
     assert not any(math.isnan(figure.value) for figure in shown.values() if isinstance(figure, Quantity))
@@ -196,7 +201,7 @@ def test_summarizing_a_hundred_thousand_steps_is_quick(tmp_path: Path) -> None:
     run.train(1, 100_000)
     loaded = load_run(run.end())
     started_s = time.perf_counter()
-    summary = summarize(loaded)
+    summary = summarize(loaded, NO_ENERGY)
     assert time.perf_counter() - started_s < 2
     assert value(summary.tokens_per_s) == pytest.approx(20480)
 

@@ -4,14 +4,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from perjoule.core.errors import RunFolderError
-from perjoule.runs import journal as journal_module
-from perjoule.runs.journal import BEGIN, BLOCK_BYTES, END, HEADER_BYTES, RECORD, JournalWriter, read_journal
+from perjoule.runs import mapped
+from perjoule.runs.journal import BEGIN, END, RECORD, JournalWriter, read_journal
+from perjoule.runs.mapped import BLOCK_BYTES, HEADER_BYTES
 
 PHASES = ("step", "data", "forward")
 
@@ -79,7 +81,7 @@ def test_reading_in_chunks_equals_reading_at_once(tmp_path: Path, monkeypatch: p
     path = tmp_path / "j.bin"
     written(path, 50).close()
     whole = read_journal(path).records.copy()
-    monkeypatch.setattr(journal_module, "CHUNK_RECORDS", 7)
+    monkeypatch.setattr(mapped, "CHUNK_RECORDS", 7)
     assert (read_journal(path).records == whole).all()
 
 
@@ -149,9 +151,53 @@ def test_an_existing_journal_is_not_overwritten(tmp_path: Path) -> None:
         JournalWriter(tmp_path / "j.bin", PHASES)
 
 
-def test_too_many_phase_names_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="900 phase names do not fit the journal's header"):
-        JournalWriter(tmp_path / "j.bin", tuple(f"phase{number}" for number in range(900)))
+def test_header_takes_as_much_room_as_its_names_need(tmp_path: Path) -> None:
+    names = tuple(f"phase{number}" for number in range(900))
+    writer = JournalWriter(tmp_path / "j.bin", names)
+    writer.mark(1, writer.code("phase899", BEGIN))
+    writer.close()
+    assert (tmp_path / "j.bin").stat().st_size == 3 * HEADER_BYTES + RECORD.size
+    journal = read_journal(tmp_path / "j.bin")
+    assert journal.phases == list(names)
+    assert journal.records["phase"].tolist() == [899]
+    os.truncate(tmp_path / "j.bin", 2 * HEADER_BYTES)
+    with pytest.raises(RunFolderError, match=r"the header of the journal .* is damaged"):
+        read_journal(tmp_path / "j.bin")
+
+
+def test_a_phase_may_get_its_name_while_the_journal_grows(tmp_path: Path) -> None:
+    writer = written(tmp_path / "j.bin", 2)
+    writer.add_phase("later")
+    writer.mark(2, writer.code("later", BEGIN))
+    live = read_journal(tmp_path / "j.bin")
+    writer.close()
+    assert live.phases == [*PHASES, "later"]
+    assert live.header["rank"] == 3
+    assert live.records["phase"].tolist() == [0, 0, 0, 0, 3]
+
+
+def test_names_that_do_not_fit_the_first_header_are_an_error_that_changes_nothing(tmp_path: Path) -> None:
+    writer = written(tmp_path / "j.bin", 2)
+    with pytest.raises(RunFolderError, match=r"\d+ bytes do not fit the journal's header of 4 KiB"):
+        writer.add_phase("x" * HEADER_BYTES)
+    writer.mark(2, writer.code("data", END))
+    writer.close()
+    journal = read_journal(tmp_path / "j.bin")
+    assert (journal.phases, len(journal.records)) == (list(PHASES), 5)
+
+
+def test_records_with_a_given_time_stand_between_the_others(tmp_path: Path) -> None:
+    writer = written(tmp_path / "j.bin", 1)
+    writer.put(-5, 7, 2, writer.code("forward", BEGIN))
+    writer.put(2**62, 2**61, 2, writer.code("forward", END))
+    writer.mark(3, writer.code("data", BEGIN))
+    writer.close()
+    records = read_journal(tmp_path / "j.bin").records
+    assert records["t_ns"][2:4].tolist() == [-5, 2**62]
+    assert records["cpu_ns"][2:4].tolist() == [7, 2**61]
+    assert records["step"].tolist() == [1, 1, 2, 2, 3]
+    assert records["phase"].tolist() == [0, 0, 2, 2, 1]
+    assert records["kind"].tolist() == [0, 1, 0, 1, 0]
 
 
 def test_a_full_disk_is_an_error_that_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +228,30 @@ def test_no_space_for_the_first_block_is_an_error_and_leaks_nothing(tmp_path: Pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [(lambda *_: 100, "the disk is full"), (None, "No space left on device")],
+    ids=["half of it is written", "nothing is written"],
+)
+def test_no_space_for_the_header_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., int] | None, message: str
+) -> None:
+    def no_space(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", write or no_space)
+    with pytest.raises(RunFolderError, match=rf"cannot write the journal .*j\.bin: {message}"):
+        JournalWriter(tmp_path / "j.bin", PHASES)
+
+
+def test_everything_written_is_on_the_disk_after_a_sync(tmp_path: Path) -> None:
+    writer = mapped.MappedWriter(tmp_path / "j.bin", b"PJEVENTS", {"phases": []}, RECORD.size, "journal")
+    writer.buffer[writer.base : writer.base + 4] = b"data"
+    writer.sync()
+    assert (tmp_path / "j.bin").read_bytes()[HEADER_BYTES:][:4] == b"data"
+    writer.close(1)
 
 
 def test_a_writer_killed_at_any_instant_leaves_a_readable_journal(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import perjoule
 from perjoule.measure import SHELF
-from perjoule.measure.contract import Meter
+from perjoule.measure.contract import Form, Meter, Site, Unavailable
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,8 +38,11 @@ def test_version_is_the_same_in_code_and_metadata() -> None:
 def test_meter_of_the_guide_works_with_one_file_and_one_line(tmp_path: Path) -> None:
     file, line = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/add_a_meter.md").read_text(), re.M | re.S)
     kind, target = re.findall(r'"([^"]+)"', line)
-    path = tmp_path / "load.py"
+    path = tmp_path / "battery.py"
     path.write_text(file)
+    (tmp_path / "BAT0").mkdir()
+    (tmp_path / "BAT0" / "energy_full").write_text("50000000\n")
+    (tmp_path / "BAT0" / "energy_now").write_text("49000000\n")
     spec = importlib.util.spec_from_file_location(target.partition(":")[0], path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -47,9 +50,11 @@ def test_meter_of_the_guide_works_with_one_file_and_one_line(tmp_path: Path) -> 
     try:
         spec.loader.exec_module(module)
         shelf = type(SHELF)(SHELF.name, {**SHELF.entries, kind: target})
-        meter = shelf.load(kind)().build()
+        (meter,) = shelf.load(kind)(root=tmp_path).build(Site(()))
         assert isinstance(meter, Meter)
-        assert isinstance(meter.read(), int)
+        assert (meter.sensor.form, meter.read()) == (Form.COUNTER, 3_600_000_000)
+        (missing,) = shelf.load(kind)(root=tmp_path / "BAT0").build(Site(()))
+        assert isinstance(missing, Unavailable)
     finally:
         del sys.modules[spec.name]
 

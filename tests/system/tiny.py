@@ -34,7 +34,7 @@ class Tiny:
     runs: Path
 
     def arguments(self, *overrides: str) -> list[str]:
-        """Return the overrides of a whole recipe: five steps of four samples, one thread, nothing probed."""
+        """Return the overrides of a whole recipe: five steps of four samples, one thread, nothing probed or metered."""
         return [
             "model.dim=32",
             "model.num_layers=2",
@@ -50,6 +50,7 @@ class Tiny:
             "backend=plain",
             "backend.threads=1",
             "record.warmup_steps=0",
+            "energy.sampler=off",
             f"runs={self.runs}",
             *overrides,
         ]

@@ -1,15 +1,18 @@
 """What is recorded of a run: phases that partition each step, fences, start-up, and nothing if nothing is wanted."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests.system.tiny import Tiny, losses, metrics, run_of, segments
 
 from perjoule.core.phases import CHECKPOINT, EVALUATE, STEP, TRAINING
-from perjoule.runs.folder import EVENTS, METRICS, event_path
+from perjoule.runs.folder import EVENTS, METRICS, device_event_path, event_path
 from perjoule.runs.journal import read_journal
 from perjoule.runs.tables import load_run
+from perjoule.train.backend import Backend
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,43 @@ def test_the_fence_policy_is_kept_and_recorded(
     assert segments(run)[0]["fence"] == fence
     at_the_end = 2 if fence == "edge" else 0  # the last checkpoint
     assert len(calls) == 2 * per_step + at_the_end
+
+
+class HostEvent:
+    """An event of a device that has done everything at once."""
+
+    def record(self) -> None:
+        self.t_ns = time.monotonic_ns()
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end: "HostEvent") -> float:
+        return (end.t_ns - self.t_ns) / 1e6
+
+
+def test_an_accelerator_has_a_journal_of_its_own(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backend, "timing_event", HostEvent)
+    run = run_of(tiny.train("batch.accumulation=2"))
+    assert sorted(path.name for path in (run / EVENTS).iterdir()) == ["0000-rank0-device.bin", "0000-rank0.bin"]
+    host, device = read_journal(event_path(run, 0, 0)), read_journal(device_event_path(run, 0, 0))
+    assert {**device.header, "clock": None} == {**host.header, "clock": None}
+    for field in ("step", "phase", "kind"):
+        assert device.records[field].tolist() == host.records[field].tolist()
+    apart_ns = device.records["t_ns"] - host.records["t_ns"]
+    assert np.median(np.abs(apart_ns)) < 1e6
+    assert load_run(run).warnings == ()
+
+
+def test_a_cpu_has_none(recorded: Path) -> None:
+    assert [path.name for path in (recorded / EVENTS).iterdir()] == ["0000-rank0.bin"]
+
+
+def test_a_cuda_device_is_timed_by_its_events() -> None:
+    on_cpu, on_cuda = Backend(torch.device("cpu"), {}), Backend(torch.device("cuda", 0), {})
+    assert on_cpu.timing_event is None
+    assert on_cuda.timing_event is not None
+    assert (on_cuda.timing_event.func, on_cuda.timing_event.keywords) == (torch.cuda.Event, {"enable_timing": True})
 
 
 def test_recording_can_be_turned_off_and_changes_no_loss(tiny: Tiny) -> None:

@@ -90,9 +90,9 @@ def test_loss_that_is_not_finite_is_never_the_best() -> None:
 
 def test_time_is_up_at_the_configured_seconds() -> None:
     goal = _goal(seconds=2.5)
-    assert not goal.out_of_time(Progress(seconds=2.4))
-    assert goal.out_of_time(Progress(seconds=2.5))
-    assert not _goal(steps=3).out_of_time(Progress(seconds=1e9))
+    assert goal.used_up(Progress(seconds=2.4)) is None
+    assert goal.used_up(Progress(seconds=2.5)) == "reached 2.5 s"
+    assert _goal(steps=3).used_up(Progress(seconds=1e9)) is None
 
 
 def test_fraction_is_that_of_the_nearest_condition() -> None:

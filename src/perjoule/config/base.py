@@ -81,18 +81,26 @@ class Component:
 
     Use as ``Annotated[Config, Component(models.SHELF)] = "transformer"``; the default is a kind, so that importing
     the class imports no component. In Python an instance is accepted as well. The accepted keys are those of the
-    class on the shelf.
+    class on the shelf. With ``many`` the field is a list of such: ``[rapl, {kind: cpu_time, idle_w: 20}]``, and a
+    single one may stand without its brackets; use as ``Annotated[tuple[Config, ...], Component(SHELF, many=True)]``.
     """
 
     shelf: Shelf
+    many: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Accept an instance, a kind, or a mapping with a kind; dump the fields of the actual class."""
+        one = core_schema.is_instance_schema(Config)
         return core_schema.no_info_before_validator_function(
             self.instantiate,
-            core_schema.is_instance_schema(Config),
+            core_schema.tuple_variable_schema(one) if self.many else one,
             serialization=core_schema.plain_serializer_function_ser_schema(
-                lambda value, info: value.model_dump(mode=info.mode), info_arg=True
+                lambda value, info: (
+                    [item.model_dump(mode=info.mode) for item in value]
+                    if self.many
+                    else value.model_dump(mode=info.mode)
+                ),
+                info_arg=True,
             ),
         )
 
@@ -100,4 +108,7 @@ class Component:
         """Build the config instance that a kind or a mapping names; other values pass through to be refused."""
         from perjoule.config.resolve import build_component
 
+        if self.many:
+            one = Component(self.shelf)
+            return tuple(map(one.instantiate, value if isinstance(value, list | tuple) else [value]))
         return build_component(self, value) if isinstance(value, str | dict) else value

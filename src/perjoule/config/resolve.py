@@ -210,8 +210,13 @@ def _validate(cls: type[C], raw: Any, path: str, problems: _Problems) -> C | Non
 def _validate_children(cls: type[Config], data: dict[str, Any], dot: str, problems: _Problems) -> set[str]:
     """Replace the sections in ``data`` by configs; remove and return those with a mistake."""
     failed = set()
+    child: Config | tuple[Config, ...] | None
     for name, info, kind in _children(cls):
-        if isinstance(kind, Component):
+        if isinstance(kind, Component) and kind.many:
+            if name not in data:
+                continue
+            child = _validate_components(kind, data[name], f"{dot}{name}", problems)
+        elif isinstance(kind, Component):
             child = _validate_component(kind, data.get(name, info.default), info.default, f"{dot}{name}", problems)
         elif name in data:
             child = _validate(kind, data[name], f"{dot}{name}", problems)
@@ -265,6 +270,17 @@ def _validate_component(component: Component, raw: Any, default: Any, path: str,
         problems.add(f"{path}.kind" if path else "kind", str(error))
         return None
     return _validate(cls, section, path, problems)
+
+
+def _validate_components(
+    component: Component, raw: Any, path: str, problems: _Problems
+) -> tuple[Config, ...] | None:
+    """Validate a list of kinds or sections; one alone needs no brackets."""
+    items = raw if isinstance(raw, list | tuple) else [raw]
+    one = Component(component.shelf)
+    built = [_validate_component(one, item, None, f"{path}[{row}]", problems) for row, item in enumerate(items)]
+    whole = [config for config in built if config is not None]
+    return tuple(whole) if len(whole) == len(built) else None
 
 
 def _mistakes(cls: type[Config], error: ValidationError) -> Iterator[tuple[str, str]]:

@@ -1,9 +1,21 @@
 """Measuring: the recorder of phases, the machine, and the shelf of meters. Never imports torch.
 
 To add a meter: write ``measure/meters/<kind>.py`` with a docstring whose first line describes it and a ``Config`` with
-``build() -> Meter | Unavailable``, and add its line below. See docs/add_a_meter.md.
+``build(site) -> tuple[Meter | Unavailable, ...]``, and add its line below. See docs/add_a_meter.md.
 """
 
 from perjoule.core.registry import Shelf
 
-SHELF = Shelf("measure", {"memory": "perjoule.measure.meters.memory:MemoryConfig"})
+SHELF = Shelf(
+    "measure",
+    {
+        "cpu_time": "perjoule.measure.meters.cpu_time:CpuTimeConfig",
+        "hwmon": "perjoule.measure.meters.hwmon:HwmonConfig",
+        "memory": "perjoule.measure.meters.memory:MemoryConfig",
+        "nvidia": "perjoule.measure.meters.nvidia:NvidiaConfig",
+        "ram": "perjoule.measure.meters.ram:RamConfig",
+        "rapl": "perjoule.measure.meters.rapl:RaplConfig",
+        "replay": "perjoule.measure.meters.replay:ReplayConfig",
+        "zeus": "perjoule.measure.meters.zeus:ZeusConfig",
+    },
+)

@@ -56,6 +56,26 @@ def host_facts() -> dict[str, Any]:
     }
 
 
+def device_name(index: int, visible: str | None, uuid: str | None = None) -> str:
+    """Return the name by which a meter finds the device that torch calls ``cuda:<index>``.
+
+    Args:
+        index: torch's number, which counts the visible devices only.
+        visible: ``CUDA_VISIBLE_DEVICES``: numbers, or (the beginnings of) UUIDs of GPUs or MIG instances; None if it is
+            not set.
+        uuid: what the driver says of the device, with or without ``GPU-``. It is better than a number, because CUDA
+            numbers devices by speed and NVML by their place on the bus.
+
+    Returns:
+        a UUID as far as one is known, else the device's number without a mask.
+    """
+    entries = [word.strip() for word in (visible or "").split(",") if word.strip()]
+    entry = entries[index] if index < len(entries) else str(index)
+    if not entry.isdigit():
+        return entry
+    return f"GPU-{uuid.removeprefix('GPU-')}" if uuid else entry
+
+
 def others_running(samples: int = 8, pause_s: float = 0.004) -> float:
     """Return how many other processes and threads of this machine want a core just now, 0 where that is unknown.
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Protocol
 
 from perjoule.core import phases
+from perjoule.measure.device_clock import DeviceClock
 from perjoule.runs.journal import BEGIN, END, JournalWriter
 
 
@@ -30,11 +31,19 @@ class Recorder:
         journal: where records go; None records nothing (the phases then do nothing at all).
         fence: waits until the device is idle; injected, because this room never imports torch.
         policy: when to wait.
+        device_clock: writes the same phases as the device passed them; None on a CPU, where host time is the device's.
     """
 
-    def __init__(self, journal: JournalWriter | None, fence: Callable[[], None], policy: FencePolicy) -> None:
+    def __init__(
+        self,
+        journal: JournalWriter | None,
+        fence: Callable[[], None],
+        policy: FencePolicy,
+        device_clock: DeviceClock | None = None,
+    ) -> None:
         self.step = 0
         self._journal = journal
+        self._device_clock = device_clock
         self._fence = fence
         self._policy = policy
 
@@ -46,15 +55,21 @@ class Recorder:
         if self._journal is None:
             return NoPhase()
         fences = self._policy == FencePolicy.EDGE or (self._policy == FencePolicy.STEP and name == phases.STEP)
-        methods = {}
+        methods: dict[str, Callable[..., None]] = {}
         for method, kind in (("__enter__", BEGIN), ("__exit__", END)):
-            write = self._journal.edge(self._journal.code(name, kind), self)
+            code = self._journal.code(name, kind)
+            write = self._journal.edge(code, self)
+            if self._device_clock is not None:
+                mark = self._device_clock.edge(code, self)
+                write = _both(write, mark) if kind == BEGIN else _both(mark, write)  # marking counts to the phase
             methods[method] = _after(self._fence, write) if fences else write
         recorded: Timed = type("Phase", (), {"__slots__": (), **methods})()
         return recorded
 
     def close(self) -> None:
-        """Close the journal."""
+        """Close the journals."""
+        if self._device_clock is not None:
+            self._device_clock.close()
         if self._journal is not None:
             self._journal.close()
 
@@ -93,3 +108,13 @@ def _after(fence: Callable[[], None], write: Callable[..., None]) -> Callable[..
         write()
 
     return fenced
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[..., None]:
+    """Return a function that does one after the other."""
+
+    def both(*_: object) -> None:
+        first()
+        second()
+
+    return both

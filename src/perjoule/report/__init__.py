@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def build(runs: Sequence[Path], output: Path | None = None, console: Console | None = None) -> tuple[Path, ...]:
-    """Print the report of one run or the comparison of several, and write it as HTML and Markdown.
+    """Print the report of one run or the comparison of several, and write it as HTML, Markdown and tables of energy.
 
     Args:
         runs: run folders.
         output: the HTML file; the Markdown goes beside it, ending in ``.md``. Left out, one run's report goes into its
-            own folder, and a comparison is only printed.
+            own folder, with CSV files of its energy if it was metered, and a comparison is only printed.
         console: where to print; standard output if left out.
 
     Returns:
@@ -34,7 +34,9 @@ def build(runs: Sequence[Path], output: Path | None = None, console: Console | N
         raise ConfigError(f"the report's output {output} must end in .html")
     from rich.console import Console
 
+    from perjoule.measure.book import build_ledger
     from perjoule.report import markdown, page, terminal
+    from perjoule.report.emissions import write_emissions
     from perjoule.report.summary import summarize
     from perjoule.report.wording import run_labels
     from perjoule.runs.files import write_atomically
@@ -43,7 +45,8 @@ def build(runs: Sequence[Path], output: Path | None = None, console: Console | N
 
     console = console or Console()
     loaded = [load_run(path) for path in runs]
-    summaries = [summarize(run) for run in loaded]
+    ledgers = [build_ledger(run) for run in loaded]
+    summaries = [summarize(run, ledger) for run, ledger in zip(loaded, ledgers, strict=True)]
     if len(loaded) == 1:
         run, summary = loaded[0], summaries[0]
         terminal.print_run(console, run, summary)
@@ -56,7 +59,7 @@ def build(runs: Sequence[Path], output: Path | None = None, console: Console | N
             return ()
         html = page.comparison_page(labels, loaded, summaries)
         text, target = markdown.comparison_markdown(labels, loaded, summaries), output
-    beside = run.path / REPORT_MARKDOWN if output is None else target.with_suffix(".md")
+    beside = target.with_name(REPORT_MARKDOWN) if output is None else target.with_suffix(".md")
     write_atomically(target, html)
     write_atomically(beside, text)
-    return target, beside
+    return target, beside, *(write_emissions(loaded[0], ledgers[0]) if output is None else ())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from perjoule.core.phases import OTHER
 from perjoule.core.units import byte_size, duration, si
+from perjoule.measure.ledger import MONITOR, UNKNOWN
+from perjoule.measure.occupancy import OUTSIDE
 from perjoule.report.figures import Line, color, histogram, line_chart, plain, smooth, stacked_bar
 from perjoule.report.quantity import Distribution, Quantity
 from perjoule.report.summary import Summary
@@ -17,6 +19,7 @@ from perjoule.runs.step_table import StepTable
 from perjoule.runs.tables import Run
 
 _TIME_UNITS = (("hours", 3600.0), ("minutes", 60.0))
+JOULES = "energy, start-up included"
 _FEW_POINTS = 60
 """Up to here a curve is drawn as it is; above, faint, with a smoothed line over it."""
 
@@ -47,21 +50,48 @@ def run_charts(run: Run, summary: Summary) -> list[Chart]:
 def loss_chart(run: Run) -> Chart:
     """Draw training and validation loss by step."""
     kept = run.steps.kept
-    lines = _curve(kept.step.astype(np.float64), kept.loss, "c0")
+    return _loss(run, kept, kept.step.astype(np.float64), "Loss", "step", si)
+
+
+def joules_chart(run: Run, summary: Summary) -> Chart:
+    """Draw training and validation loss by the energy that was used up to there."""
+    good = np.isfinite(summary.cumulative_j)
+    kept = run.steps.kept.where(good)
+    chart = _loss(run, kept, summary.cumulative_j[good], "Loss by energy", JOULES, lambda value: si(value, "J"))
+    return replace(chart, caption=f"energy: {energy_word(summary)}; {chart.caption}")
+
+
+def energy_word(summary: Summary) -> str:
+    """Return the provenance of a run's energy, "" without any."""
+    return summary.energy_j.provenance if isinstance(summary.energy_j, Quantity) else ""
+
+
+def _loss(
+    run: Run, kept: StepTable, position: np.ndarray, title: str, axis: str, x_format: Callable[[float], str]
+) -> Chart:
+    """Draw training and validation loss.
+
+    Args:
+        run: the run.
+        kept: the steps to draw.
+        position: (num_steps,) where on the x axis each of them is.
+        title: of the drawing.
+        axis: name of the x axis.
+        x_format: formats a tick of it.
+    """
+    lines = _curve(position, kept.loss, "c0")
     legend = [("c0", "training")]
-    evaluated = [one for one in run.kept_evaluations if one.split == "validation" and one.loss is not None]
-    if evaluated:
-        x = np.array([one.step for one in evaluated], np.float64)
-        y = np.array([one.loss for one in evaluated], np.float64)
-        lines.append(Line(x, y, "c1", "dots"))
+    validation = _validation(run, kept.step, position, "c1")
+    if validation:
+        lines += [replace(line, style="dots") for line in validation]
         legend.append(("c1", "validation"))
     num_bad = int((~np.isfinite(kept.loss)).sum())
     smoothed = "faint: every step; solid: mean over the last 8 % of the steps" if len(lines) > len(legend) else ""
     bad = f"{num_bad:,} losses were not finite" if num_bad else ""
     top, above = _top(lines)
     caption = "; ".join(part for part in ("nats", smoothed, above, bad) if part)
-    svg = line_chart(lines, f"Loss of {run.name} by step", "step", x_format=si, top=top)
-    return Chart("Loss", svg, tuple(legend), caption)
+    svg = line_chart(lines, f"{title} of {run.name}, by {axis}", axis, x_format=x_format, top=top)
+    return Chart(title, svg, tuple(legend), caption)
 
 
 def throughput_chart(run: Run) -> Chart:
@@ -104,9 +134,13 @@ def memory_chart(run: Run) -> Chart:
 
 
 def phase_colors(summaries: Sequence[Summary]) -> dict[str, str]:
-    """Return a CSS class for every phase of the runs, the same in all of them."""
-    names = dict.fromkeys(cost.phase for summary in summaries for cost in summary.phases if cost.phase != OTHER)
-    return {name: color(index) for index, name in enumerate(names)} | {OTHER: "grey"}
+    """Return a CSS class for every phase and every other bucket of the runs, the same in all of them."""
+    timed = [cost.phase for summary in summaries for cost in summary.phases]
+    accounts = [sheet.account for summary in summaries for sheet in summary.sheets]
+    metered = [name for one in accounts for name in (*(bucket.name for bucket in one.buckets), *one.timeline.shares)]
+    fixed = {OTHER: "grey", OUTSIDE: "outside", MONITOR: "monitor", UNKNOWN: "unknown"}
+    names = dict.fromkeys(name for name in [*timed, *metered] if name not in fixed)
+    return {name: color(index) for index, name in enumerate(names)} | fixed
 
 
 def phase_bar(summary: Summary, colors: dict[str, str], whole: float = 1.0, scale: float = 1.0) -> str:
@@ -123,8 +157,8 @@ def phase_bar(summary: Summary, colors: dict[str, str], whole: float = 1.0, scal
     return stacked_bar(parts, f"Share of the phases: {spoken}", whole)
 
 
-def comparison_charts(labels: Sequence[str], runs: Sequence[Run]) -> list[Chart]:
-    """Draw the losses of several runs over each other, training and validation: by step, by tokens and by seconds."""
+def comparison_charts(labels: Sequence[str], runs: Sequence[Run], summaries: Sequence[Summary]) -> list[Chart]:
+    """Draw the losses of several runs over each other, training and validation: by step, tokens, seconds and joules."""
     longest_s = max(float(_timed(run.steps.kept).training_s.sum()) for run in runs)
     unit, unit_s = next(((name, size) for name, size in _TIME_UNITS if longest_s > 3 * size), ("seconds", 1.0))
     axes: list[tuple[str, Callable[[StepTable], np.ndarray], Callable[[float], str]]] = [
@@ -132,21 +166,51 @@ def comparison_charts(labels: Sequence[str], runs: Sequence[Run]) -> list[Chart]
         ("tokens", lambda steps: np.cumsum(steps.tokens).astype(np.float64), si),
         (f"{unit} of training", lambda steps: np.cumsum(steps.training_s) / unit_s, plain),
     ]
-    legend = tuple((color(index), label) for index, label in enumerate(labels))
     charts = []
     for axis, position, x_format in axes:
-        lines: list[Line] = []
-        for index, run in enumerate(runs):
-            kept = run.steps.kept if axis in ("step", "tokens") else _timed(run.steps.kept)
-            lines += _curve(position(kept), kept.loss, color(index))[-1:]
-            lines += _validation(run, kept.step, position(kept), color(index))
-        top, above = _top(lines)
-        svg = line_chart(lines, f"Loss by {axis}", axis, x_format=x_format, top=top)
-        dashed = "dashed, with dots: validation" if any(line.style == "dashed" for line in lines) else ""
-        words = ("nats", "solid: training, mean over the last 8 % of the steps", dashed, above)
-        caption = "; ".join(part for part in words if part)
-        charts.append(Chart(f"Loss by {axis}", svg, legend, caption))
+        kept = [run.steps.kept if axis in ("step", "tokens") else _timed(run.steps.kept) for run in runs]
+        charts.append(_compared(axis, labels, runs, [(one, position(one)) for one in kept], x_format))
+    charts.append(_compared_by_energy(labels, runs, summaries))
     return [chart for chart in charts if chart.svg]
+
+
+def _compared_by_energy(labels: Sequence[str], runs: Sequence[Run], summaries: Sequence[Summary]) -> Chart:
+    """Draw the losses of the runs that were metered by the energy that each had used."""
+    positions = []
+    for run, summary in zip(runs, summaries, strict=True):
+        good = np.isfinite(summary.cumulative_j)
+        positions.append((run.steps.kept.where(good), summary.cumulative_j[good]))
+    chart = _compared(JOULES, labels, runs, positions, lambda value: si(value, "J"))
+    words = [f"{label} {energy_word(one)}" for label, one in zip(labels, summaries, strict=True) if energy_word(one)]
+    return replace(chart, caption=f"energy: {', '.join(words)}; {chart.caption}")
+
+
+def _compared(
+    axis: str,
+    labels: Sequence[str],
+    runs: Sequence[Run],
+    positions: Sequence[tuple[StepTable, np.ndarray]],
+    x_format: Callable[[float], str],
+) -> Chart:
+    """Draw the losses of several runs over one axis.
+
+    Args:
+        axis: its name.
+        labels: one per run.
+        runs: what is compared.
+        positions: for each run the steps that are drawn, and where on the axis each of them is.
+        x_format: formats a tick.
+    """
+    lines: list[Line] = []
+    for index, (run, (steps, position)) in enumerate(zip(runs, positions, strict=True)):
+        lines += _curve(position, steps.loss, color(index))[-1:]
+        lines += _validation(run, steps.step, position, color(index))
+    top, above = _top(lines)
+    svg = line_chart(lines, f"Loss by {axis}", axis, x_format=x_format, top=top)
+    dashed = "dashed, with dots: validation" if any(line.style == "dashed" for line in lines) else ""
+    words = ("nats", "solid: training, mean over the last 8 % of the steps", dashed, above)
+    legend = tuple((color(index), label) for index, label in enumerate(labels) if len(positions[index][0]))
+    return Chart(f"Loss by {axis}", svg, legend, "; ".join(part for part in words if part))
 
 
 def seconds_per_step(summary: Summary) -> float:
@@ -158,7 +222,7 @@ def seconds_per_step(summary: Summary) -> float:
 def _validation(run: Run, steps: np.ndarray, position: np.ndarray, css: str) -> list[Line]:
     """Return the line of the validation losses, each where the training was after its step."""
     evaluated = [one for one in run.kept_evaluations if one.split == "validation" and one.loss is not None]
-    if not evaluated:
+    if not evaluated or not len(steps):
         return []
     rows = np.searchsorted(steps, [one.step for one in evaluated], side="right")
     y = np.array([one.loss for one in evaluated], np.float64)

@@ -1,6 +1,6 @@
 """Small drawings as SVG text: curves, a stacked bar, a histogram.
 
-Colours are CSS classes (``c0`` … ``c7``, ``grey``), so that the page decides them for light and dark. Text is a few
+Colours are CSS classes (``c0`` … ``c7``, ``grey``, …), so that the page decides them for light and dark. Text is a few
 tick labels only; titles, legends and everything that can be long stand in the HTML around a drawing, where it can wrap.
 A drawing holds at most ``MAX_POINTS`` points per line, whatever the length of the run.
 """
@@ -21,6 +21,7 @@ MAX_POINTS = 1000
 NUM_COLORS = 8
 _WIDTH, _HEIGHT = 400, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 40
+_STRIP = 26
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,19 @@ class Line:
         """Return the points that can be drawn."""
         good = np.isfinite(self.x) & np.isfinite(self.y)
         return self.x[good].astype(np.float64), self.y[good].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """What shared the time, drawn as a band below the x axis of a chart.
+
+    Args:
+        edges: (num_bins + 1,) ascending, in the unit of the x axis.
+        shares: CSS class and (num_bins,) share of each bin; the shares of a bin add up to 1.
+    """
+
+    edges: Floats
+    shares: Sequence[tuple[str, Floats]]
 
 
 def color(index: int) -> str:
@@ -98,6 +112,7 @@ def line_chart(
     y_format: Callable[[float], str] = plain,
     from_zero: bool = False,
     top: float = math.inf,
+    strip: Strip | None = None,
 ) -> str:
     """Draw lines over one pair of axes; "" if there is no finite point.
 
@@ -109,11 +124,14 @@ def line_chart(
         y_format: formats a tick of the y axis.
         from_zero: whether the y axis starts at 0, as it must where lengths are compared.
         top: points above are left out; the caller says so beside the drawing.
+        strip: drawn below the x axis, which it makes as long as itself.
     """
     points = [(x[y <= top], y[y <= top]) for x, y in (line.finite() for line in lines)]
     if not any(len(x) for x, _ in points):
         return ""
     all_x, all_y = (np.concatenate(parts) for parts in zip(*points, strict=True))
+    if strip is not None:
+        all_x = strip.edges
     x_range = _padded(float(all_x.min()), float(all_x.max()), 0.0)
     y_range = _padded(0.0 if from_zero else float(all_y.min()), float(all_y.max()), 0.06)
     if from_zero:
@@ -121,7 +139,9 @@ def line_chart(
     body = [_axes(x_range, y_range, x_label, x_format, y_format)]
     for line, (x, y) in zip(lines, points, strict=True):
         body.append(_draw(line, *decimate(x, y), x_range, y_range))
-    return _svg("".join(body), description)
+    if strip is not None:
+        body.append(_draw_strip(strip, x_range))
+    return _svg("".join(body), description, _HEIGHT if strip is None else _HEIGHT + _STRIP)
 
 
 def histogram(
@@ -235,6 +255,20 @@ def _draw(line: Line, x: Floats, y: Floats, x_range: tuple[float, float], y_rang
     return drawn
 
 
-def _svg(body: str, description: str) -> str:
+def _draw_strip(strip: Strip, x_range: tuple[float, float]) -> str:
+    """Draw the shares as bands that fill the strip from its top to its bottom."""
+    x = np.repeat([_x(float(edge), x_range) for edge in strip.edges], 2)[1:-1]
+    above, body = np.full(len(x), float(_HEIGHT + 4)), ""
+    for css, shares in strip.shares:
+        below = above + np.repeat(shares, 2) * (_STRIP - 4)
+        if shares.any():
+            outline = zip([*x, *x[::-1]], [*above, *below[::-1]], strict=True)
+            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in outline)
+            body += f'<polygon class="fill {escape(css)}" points="{points}"/>'
+        above = below
+    return body
+
+
+def _svg(body: str, description: str, height: int = _HEIGHT) -> str:
     label = escape(description)
-    return f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{body}</svg>'
+    return f'<svg class="chart" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{label}">{body}</svg>'

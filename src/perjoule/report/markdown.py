@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from perjoule.report import wording
+from perjoule.report import energy_comparison, ledger_table, wording
 from perjoule.report.summary import Summary
 from perjoule.report.what_ran import Block, blocks
 from perjoule.runs.tables import Run
@@ -31,6 +31,7 @@ def run_markdown(run: Run, summary: Summary) -> str:
         headings = wording.rank_headings(summary)
         lines += ["", "## Ranks", "", *_table(headings, wording.rank_rows(summary), "r" * len(headings))]
         lines += ["", escape(wording.rank_caption(summary))]
+    lines += _ledgers(summary)
     lines += ["", "## What ran", *(line for block in blocks(run) for line in _block(block))]
     return "\n".join(lines) + "\n"
 
@@ -42,6 +43,10 @@ def comparison_markdown(labels: Sequence[str], runs: Sequence[Run], summaries: S
     lines = ["# Comparison", "", *_table(headings, rows, "ll" + "r" * (len(headings) - 2)), ""]
     lines += [f"- {escape(line)}" for line in wording.compared_reasons(summaries)]
     lines += [f"- {escape(run.name)}: {escape(warning)}" for run in runs for warning in run.warnings]
+    energy = energy_comparison.energy_rows(runs, summaries)
+    if energy:
+        lines += ["", "## Energy", "", *_table(("Figure", *labels), energy, "l" + "r" * len(labels)), ""]
+        lines += [f"- {escape(line)}" for line in energy_comparison.verdicts(labels, summaries)]
     lines += ["", "## What differs in the configuration", ""]
     different = wording.differences(runs)
     lines += _table(("Key", *labels), different, "l" * (len(labels) + 1)) if different else [wording.NO_DIFFERENCE]
@@ -51,6 +56,18 @@ def comparison_markdown(labels: Sequence[str], runs: Sequence[Run], summaries: S
 def escape(text: str) -> str:
     """Return ``text`` so that Markdown shows it as it is, on one line."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _ledgers(summary: Summary) -> list[str]:
+    """Return the ledger of every domain, and what its words mean."""
+    lines = ["", "## Where the energy went"] if summary.sheets else []
+    for sheet in summary.sheets:
+        headings = ledger_table.ledger_headings(sheet)
+        lines += ["", f"### {escape(ledger_table.ledger_title(sheet, summary))}", ""]
+        lines += _table(headings, ledger_table.ledger_rows(sheet), ledger_table.sides(headings))
+        lines += ["", escape(ledger_table.ledger_caption(sheet))]
+    words = [*ledger_table.provenance_key([summary]), *ledger_table.not_metered(summary)]
+    return [*lines, "", *(f"- {escape(line)}" for line in words)] if summary.sheets else []
 
 
 def _block(block: Block) -> list[str]:

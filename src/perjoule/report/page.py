@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from perjoule.report import wording
-from perjoule.report.charts import Chart, comparison_charts, phase_bar, phase_colors, run_charts, seconds_per_step
+from perjoule.report import elements, energy_page, wording
+from perjoule.report.charts import comparison_charts, phase_bar, phase_colors, run_charts, seconds_per_step
 from perjoule.report.quantity import Quantity, Unavailable
 from perjoule.report.summary import LABELS, Summary
 from perjoule.report.what_ran import Block, Entry, blocks
 from perjoule.runs.tables import Run
 
-_TILES = ("wall_s", "tokens_per_s", "loss_validation", "mfu_full", "memory_bytes", "energy_j")
+_TILES = ("wall_s", "tokens_per_s", "loss_validation", "mfu_full", "memory_bytes", "energy_j", "carbon_gco2e")
 
 
 def run_page(run: Run, summary: Summary) -> str:
@@ -27,25 +27,28 @@ def run_page(run: Run, summary: Summary) -> str:
     colors = phase_colors([summary])
     phases = ""
     if summary.phases:
-        phases = _section(
+        phases = elements.section(
             "Where the time went",
             f'<figure class="card wide">{phase_bar(summary, colors)}{_phase_table(summary, colors)}'
             f"<p class=note>{escape(wording.phase_caption(summary))}</p></figure>",
         )
     ranks = ""
     if summary.ranks:
-        table = _table(wording.rank_headings(summary), wording.rank_rows(summary), "Ranks", "l")
+        table = elements.table(wording.rank_headings(summary), wording.rank_rows(summary), "Ranks", "l")
         note = f"<p class=note>{escape(wording.rank_caption(summary))}</p>"
-        ranks = _section("Rank by rank", f'<div class="card wide">{table}{note}</div>')
+        ranks = elements.section("Rank by rank", f'<div class="card wide">{table}{note}</div>')
     body = [
         _header(run.name, run.status, run.reason, wording.headline(run)),
         _warnings(run.warnings),
         _tiles(summary),
         phases,
         ranks,
-        _section("Curves", f"<div class=charts>{''.join(map(_figure, run_charts(run, summary)))}</div>"),
-        _section("Every figure, and how it was obtained", _figure_table(summary)),
-        _section("What ran", f"<div class=blocks>{''.join(map(_block, blocks(run)))}</div>"),
+        energy_page.ledgers(run, summary, colors),
+        elements.section(
+            "Curves", f"<div class=charts>{''.join(map(elements.figure, run_charts(run, summary)))}</div>"
+        ),
+        elements.section("Every figure, and how it was obtained", _figure_table(summary)),
+        elements.section("What ran", f"<div class=blocks>{''.join(map(_block, blocks(run)))}</div>"),
         _configuration(run),
     ]
     return _document(run.name, "".join(body))
@@ -55,7 +58,9 @@ def comparison_page(labels: Sequence[str], runs: Sequence[Run], summaries: Seque
     """Return the comparison of several runs as HTML."""
     colors = phase_colors(summaries)
     reasons = "".join(f"<p class=note>{escape(line)}</p>" for line in wording.compared_reasons(summaries))
-    table = _table(wording.compared_headings(), wording.compared_rows(labels, runs, summaries), "Comparison", "ll")
+    table = elements.table(
+        wording.compared_headings(), wording.compared_rows(labels, runs, summaries), "Comparison", "ll"
+    )
     longest = max(map(seconds_per_step, summaries))
     bars = "".join(
         f"<p class=barname><span>{escape(label)}</span>"
@@ -67,14 +72,19 @@ def comparison_page(labels: Sequence[str], runs: Sequence[Run], summaries: Seque
     body = [
         _header("Comparison", "", "", f"{len(runs)} runs"),
         _warnings([f"{run.name}: {warning}" for run in runs for warning in run.warnings]),
-        _section("Figures", f'<div class="card wide">{table}{reasons}</div>'),
-        _section("What differs in the configuration", _differences(labels, runs)),
-        _section("Loss", f"<div class=charts>{''.join(map(_figure, comparison_charts(labels, runs)))}</div>"),
+        elements.section("Figures", f'<div class="card wide">{table}{reasons}</div>'),
+        energy_page.compared(labels, runs, summaries, colors),
+        elements.section("What differs in the configuration", _differences(labels, runs)),
+        elements.section(
+            "Loss",
+            f"<div class=charts>{''.join(map(elements.figure, comparison_charts(labels, runs, summaries)))}</div>",
+        ),
     ]
     if bars:
         note = f"<p class=note>{wording.BAR_CAPTION}</p>"
-        legend = _legend([(css, phase) for phase, css in colors.items()])
-        body.append(_section("Where the time went", f'<figure class="card wide">{legend}{bars}{note}</figure>'))
+        timed = dict.fromkeys(cost.phase for summary in summaries for cost in summary.phases)
+        legend = elements.legend([(colors[phase], phase) for phase in timed])
+        body.append(elements.section("Where the time went", f'<figure class="card wide">{legend}{bars}{note}</figure>'))
     return _document("Comparison", "".join(body))
 
 
@@ -109,7 +119,7 @@ def _tiles(summary: Summary) -> str:
     for name in _TILES:
         figure = getattr(summary, name)
         missing = isinstance(figure, Unavailable)
-        value = "not available" if missing else wording.show(figure).removesuffix(" tokens/s")
+        value = "not available" if missing else wording.bare(figure).removesuffix(" tokens/s")
         beneath = figure.reason if isinstance(figure, Unavailable) else _beneath(name, summary)
         css = "tile missing" if missing else "tile"
         tiles.append(
@@ -131,48 +141,17 @@ def _beneath(name: str, summary: Summary) -> str:
             return f"perplexity {wording.show(summary.perplexity)}"
         case "mfu_full":
             return f"{wording.show(summary.mfu_causal)} with causal attention"
+        case "energy_j" | "carbon_gco2e":
+            figure = getattr(summary, name)
+            return f"{figure.provenance}, 95 %: {wording.interval(figure)}"
         case _:
             figure = getattr(summary, name)
             return "" if isinstance(figure, Unavailable) else figure.how
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
-
-
-def _legend(entries: Iterable[tuple[str, str]]) -> str:
-    items = "".join(f'<li><i class="{escape(css)}"></i>{escape(name)}</li>' for css, name in entries)
-    return f"<ul class=legend>{items}</ul>" if items else ""
-
-
-def _figure(chart: Chart) -> str:
-    caption = f"<p class=note>{escape(chart.caption)}</p>" if chart.caption else ""
-    return (
-        f"<figure class=card><figcaption>{escape(chart.title)}</figcaption>{_legend(chart.legend)}{chart.svg}{caption}"
-        "</figure>"
-    )
-
-
 def _phase_table(summary: Summary, colors: dict[str, str]) -> str:
     rows = wording.phase_rows(summary)
-    return _table(wording.PHASE_HEADINGS, rows, "Phases", "l", [colors[row[0]] for row in rows])
-
-
-def _table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], name: str, left: str, marks: Sequence[str] = ()
-) -> str:
-    """Return a table that scrolls by itself if it is too wide; its first ``len(left)`` columns are aligned left."""
-    css = ["text" if column < len(left) else "number" for column in range(len(headings))]
-    head = "".join(f'<th scope="col" class={side}>{escape(one)}</th>' for one, side in zip(headings, css, strict=True))
-    body = []
-    for number, row in enumerate(rows):
-        mark = f'<i class="{escape(marks[number])}"></i>' if marks else ""
-        cells = "".join(f"<td class={side}>{escape(cell)}</td>" for cell, side in zip(row[1:], css[1:], strict=True))
-        body.append(f'<tr><th scope="row" class=text>{mark}{escape(row[0])}</th>{cells}</tr>')
-    return (
-        f'<div class=scroll role="region" tabindex="0" aria-label="{escape(name)}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
+    return elements.table(wording.PHASE_HEADINGS, rows, "Phases", "l", [colors[row[0]] for row in rows])
 
 
 def _figure_table(summary: Summary) -> str:
@@ -192,7 +171,7 @@ def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
 def _block(block: Block) -> str:
     """Return a card with the facts about one thing; one that holds more than short facts is as wide as the page."""
     entries = "".join(f"<div><dt>{escape(one.name)}</dt><dd>{_value(one)}</dd></div>" for one in block.entries)
-    grids = "".join(_table(grid.headings, grid.rows, grid.headings[0], "l") for grid in block.grids)
+    grids = "".join(elements.table(grid.headings, grid.rows, grid.headings[0], "l") for grid in block.grids)
     listings = "".join(
         f"<p>{escape(one.name)}</p><ul>{''.join(f'<li>{escape(item)}</li>' for item in one.items)}</ul>"
         for one in block.listings
@@ -211,7 +190,7 @@ def _differences(labels: Sequence[str], runs: Sequence[Run]) -> str:
     rows = wording.differences(runs)
     if not rows:
         return f"<p class=note>{wording.NO_DIFFERENCE}</p>"
-    table = _table(("Key", *labels), rows, "What differs in the configuration", "l" * (len(labels) + 1))
+    table = elements.table(("Key", *labels), rows, "What differs in the configuration", "l" * (len(labels) + 1))
     return f'<div class="card wide">{table}</div>'
 
 

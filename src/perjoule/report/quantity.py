@@ -23,15 +23,20 @@ class Quantity:
 
     Args:
         value: in SI, never NaN.
-        unit: ``s``, ``tokens/s``, ``B``, ``nats``; ``fraction`` of 1; "" for a count or another bare number.
+        unit: ``s``, ``tokens/s``, ``B``, ``nats``, ``J``; ``fraction`` of 1; "" for a count or another bare number.
         how: how it was obtained, in words.
         n: number of observations behind it.
+        bounds: ends of its 95 % interval; None if it has none.
+        provenance: the word that stands beside it wherever it is shown: ``measured``, ``modelled``; "" for a figure
+            that needs none.
     """
 
     value: float
     unit: str
     how: str
     n: int
+    bounds: tuple[float, float] | None = None
+    provenance: str = ""
 
 
 Figure = Quantity | Unavailable

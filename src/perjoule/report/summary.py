@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from perjoule.core.phases import STEP, parent
 from perjoule.core.units import si
+from perjoule.measure.ledger import Ledger
+from perjoule.report.energy import Sheet, cumulative_j, energy_figures, missing_meters, sheets
 from perjoule.report.phases import PhaseCost, RankCost, phase_costs, rank_costs
 from perjoule.report.quantity import Distribution, Figure, Floats, Quantity, Unavailable, spread
 from perjoule.runs.tables import Run
@@ -33,7 +35,17 @@ class StartUp:
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of a run. Field by field: see ``LABELS``."""
+    """The figures of a run, those in ``LABELS`` first.
+
+    Args:
+        sheets: the ledger of every domain.
+        not_metered: the meters that could not be read, each with its reason.
+        cumulative_j: (num_kept_steps,) joules from the begin of the run to the end of each step that led to the last
+            weights, with what was lost in between; NaN where nothing was metered.
+        phases: what every phase took in the counted steps.
+        ranks: what every rank took.
+        startup: what happened before the first step of each segment.
+    """
 
     wall_s: Figure
     window_s: Figure
@@ -60,6 +72,19 @@ class Summary:
     mfu_causal: Figure
     memory_bytes: Figure
     energy_j: Figure
+    energy_window_j: Figure
+    energy_per_step_j: Figure
+    energy_per_sample_j: Figure
+    energy_per_token_j: Figure
+    energy_per_useful_token_j: Figure
+    power_w: Figure
+    flops_per_j: Figure
+    carbon_gco2e: Figure
+    water_l: Figure
+    price: Figure
+    sheets: tuple[Sheet, ...]
+    not_metered: tuple[str, ...]
+    cumulative_j: Floats
     phases: tuple[PhaseCost, ...]
     ranks: tuple[RankCost, ...]
     startup: tuple[StartUp, ...]
@@ -90,6 +115,16 @@ LABELS = {
     "mfu_causal": "MFU, causal attention",
     "memory_bytes": "Peak memory",
     "energy_j": "Energy",
+    "energy_window_j": "Energy in the window",
+    "energy_per_step_j": "Energy per step",
+    "energy_per_sample_j": "Energy per sample",
+    "energy_per_token_j": "Energy per token",
+    "energy_per_useful_token_j": "Energy per useful token",
+    "power_w": "Mean power",
+    "flops_per_j": "FLOPs per joule",
+    "carbon_gco2e": "Carbon",
+    "water_l": "Water",
+    "price": "Price",
 }
 """The name of each figure for people, in the order in which they are shown."""
 
@@ -99,9 +134,14 @@ def figures(summary: Summary) -> dict[str, Figure]:
     return {name: getattr(summary, name) for name in LABELS}
 
 
-def summarize(run: Run) -> Summary:
-    """Compute the figures of a run."""
-    steps = run.steps
+def summarize(run: Run, ledger: Ledger) -> Summary:
+    """Compute the figures of a run.
+
+    Args:
+        run: what its folder says.
+        ledger: its energy, as :func:`perjoule.measure.ledger.build_ledger` returns it.
+    """
+    steps, energy = run.steps, energy_figures(run, ledger)
     rates = _rates(run)
     evaluated = [one.seconds for one in run.evaluations]
     blocked = [one.blocked_s for one in run.checkpoints]
@@ -134,7 +174,10 @@ def summarize(run: Run) -> Summary:
         mfu_full=_mfu(run, rates["tokens"], "flops_per_token", "full"),
         mfu_causal=_mfu(run, rates["tokens"], "flops_per_token_causal", "causal"),
         memory_bytes=_memory(run),
-        energy_j=Unavailable("no meter in this run"),
+        **energy,
+        sheets=sheets(run, ledger),
+        not_metered=missing_meters(ledger),
+        cumulative_j=cumulative_j(run, ledger),
         phases=phase_costs(run),
         ranks=rank_costs(run),
         startup=startup,

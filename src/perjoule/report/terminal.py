@@ -8,11 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from perjoule.report import wording
+from perjoule.report import energy_comparison, ledger_table, wording
 from perjoule.report.summary import Summary
 from perjoule.runs.tables import Run
 
 _RUNS_BESIDE, _RANKS_BESIDE = 4, 6
+_WIDE = 100
+"""A terminal with fewer columns shows ledgers without what can be computed from the rest."""
 _STATUS_STYLE = {"finished": "green", "running": "cyan", "stopped": "yellow", "interrupted": "yellow", "failed": "red"}
 
 
@@ -38,7 +40,31 @@ def print_run(console: Console, run: Run, summary: Summary) -> None:
     if summary.ranks:
         console.print()
         _print_ranks(console, summary)
+    _print_ledgers(console, summary)
     print_warnings(console, run)
+
+
+def _print_ledgers(console: Console, summary: Summary) -> None:
+    """Print the ledger of every domain; reasons that several buckets share stand below all of them, once."""
+    notes: dict[str, int] = {}
+    narrow = console.width < _WIDE
+    for sheet in summary.sheets:
+        headings, rows = ledger_table.footnoted(sheet, notes, narrow)
+        table = _table(headings, ledger_table.sides(headings))
+        for cells in rows:
+            table.add_row(*map(Text, cells))
+        console.print()
+        console.print(Text(ledger_table.ledger_title(sheet, summary)))
+        console.print(table)
+        console.print(Text(ledger_table.ledger_caption(sheet), "dim"))
+    if notes:
+        console.print()
+    for text, number in notes.items():
+        console.print(Text(f"[{number}] {text}", "dim"))
+    for line in ledger_table.provenance_key([summary]):
+        console.print(Text(line, "dim"))
+    for line in ledger_table.not_metered(summary):
+        console.print(Text(line, "dim"))
 
 
 def _print_ranks(console: Console, summary: Summary) -> None:
@@ -56,7 +82,7 @@ def _print_ranks(console: Console, summary: Summary) -> None:
 def print_comparison(
     console: Console, labels: Sequence[str], runs: Sequence[Run], summaries: Sequence[Summary]
 ) -> None:
-    """Print one column per run, a few of them side by side at a time: figures, then the configuration that differs."""
+    """Print one column per run, a few of them side by side at a time: figures, energy, configuration that differs."""
     names, rows = wording.compared_headings(), wording.compared_rows(labels, runs, summaries)
     different = wording.differences(runs)
     for start in range(0, len(rows), _RUNS_BESIDE):
@@ -65,11 +91,11 @@ def print_comparison(
         table.add_row(names[1], *(Text(row[1], _STATUS_STYLE.get(row[1], "")) for row in beside))
         for number, name in enumerate(names[2:], start=2):
             table.add_row(name, *(Text(row[number]) for row in beside))
-        for key, *values in different:
+        for key, *values in [*energy_comparison.energy_rows(runs, summaries), *different]:
             table.add_row(Text(key), *map(Text, values[start : start + _RUNS_BESIDE]))
         console.print(table)
         console.print()
-    for line in wording.compared_reasons(summaries):
+    for line in [*wording.compared_reasons(summaries), *energy_comparison.verdicts(labels, summaries)]:
         console.print(Text(line, "dim"))
     for run in runs:
         print_warnings(console, run)

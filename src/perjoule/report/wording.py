@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 from perjoule.core.units import byte_size, duration, si
+from perjoule.measure.carbon.emissions import J_PER_KWH
+from perjoule.report.energy import ENERGY, IF_GIVEN
 from perjoule.report.quantity import Distribution, Figure, Quantity, Unavailable
 from perjoule.report.summary import LABELS, Summary, figures
 from perjoule.report.what_ran import MISSING, device
@@ -21,16 +24,23 @@ COMPARED = {
     "perplexity": "Perplexity",
     "mfu_full": "MFU",
     "memory_bytes": "Memory",
-    "energy_j": "Energy",
 }
-"""The figures of a comparison, in order, with headings short enough for a terminal."""
+"""The figures of a comparison, in order, with headings short enough for a terminal; energy has rows of its own."""
 BAR_CAPTION = "Mean over the steps of the measured window, evaluations and checkpoints included."
 NO_DIFFERENCE = "Every configuration value is the same."
+_SYMBOLS = {"J": "J", "W": "W", "FLOP/J": "FLOP/J", "l": "l", "gCO2e": "g CO2e"}
+"""Units of energy and what follows from it that take a prefix; money does not."""
 PHASE_HEADINGS = ("Phase", "Time", "Share", "CPU time", "Mean", "Median", "95 %", "Steps")
 
 
 def show(figure: Figure | Distribution) -> str:
-    """Return the value (of a distribution its median) with its unit, or ``MISSING``."""
+    """Return the value (of a distribution its median) with its unit and its provenance, or ``MISSING``."""
+    word = figure.provenance if isinstance(figure, Quantity) else ""
+    return f"{bare(figure)} {word}".rstrip()
+
+
+def bare(figure: Figure | Distribution) -> str:
+    """Return the value with its unit for a place where the provenance stands beside it already, or ``MISSING``."""
     if isinstance(figure, Unavailable):
         return MISSING
     if isinstance(figure, Distribution):
@@ -45,7 +55,9 @@ def _in_unit(value: float, unit: str) -> str:
         case "B":
             return byte_size(value)
         case "J":
-            return si(value, "J")
+            return joules(value)
+        case _ if unit in _SYMBOLS:
+            return si(value, _SYMBOLS[unit])
         case "nats":
             return f"{value:.4f}"
         case "fraction":
@@ -56,11 +68,36 @@ def _in_unit(value: float, unit: str) -> str:
             return f"{f'{value:.3g}' if value < 1000 else si(value)} {unit}"
 
 
+def joules(value: float) -> str:
+    """Format an energy: ``1.23 kJ``; from 0.1 kWh on ``1.23 MJ (0.342 kWh)``."""
+    kwh = value / J_PER_KWH
+    if kwh < 0.1:
+        return si(value, "J")
+    return f"{si(value, 'J')} ({f'{kwh:.3g} kWh' if kwh < 1000 else si(kwh * 1000, 'Wh')})"
+
+
+def between(low: float, high: float, unit: str) -> str:
+    """Format an interval, both ends with the same prefix: ``1.1 to 1.3 kJ``."""
+    if unit not in _SYMBOLS or high <= 0:
+        return f"{low:.3g} to {high:.3g} {_SYMBOLS.get(unit, unit)}"
+    number, _, prefixed = si(high, _SYMBOLS[unit]).partition(" ")
+    below = f"{low / 1000.0 ** round(math.log(high / float(number), 1000)):.3g}"
+    return f"{si(low, _SYMBOLS[unit]) if 'e' in below else below} to {number} {prefixed}"
+
+
+def interval(figure: Figure) -> str:
+    """Return the 95 % interval of a figure, or ``MISSING``."""
+    if isinstance(figure, Unavailable) or figure.bounds is None:
+        return MISSING
+    return between(*figure.bounds, figure.unit)
+
+
 def why(figure: Figure) -> str:
-    """Return how a figure was obtained, or why there is none."""
+    """Return the interval of a figure and how it was obtained, or why there is none."""
     if isinstance(figure, Unavailable):
         return f"not available: {figure.reason}"
-    return f"{figure.how} (n = {figure.n:,})" if figure.n > 1 else figure.how
+    how = f"{figure.how} (n = {figure.n:,})" if figure.n > 1 else figure.how
+    return f"95 %: {interval(figure)}; {how}" if figure.bounds else how
 
 
 def percent(share: float) -> str:
@@ -69,8 +106,17 @@ def percent(share: float) -> str:
 
 
 def figure_rows(summary: Summary) -> list[tuple[str, str, str]]:
-    """Return (name, value, how it was obtained) of every figure, the step time among them."""
-    rows = [(LABELS[name], show(figure), why(figure)) for name, figure in figures(summary).items()]
+    """Return (name, value, how it was obtained) of every figure, the step time among them.
+
+    Without any energy, its own line gives the reason for all the lines that depend on it.
+    """
+    without = ENERGY[1:] if isinstance(summary.energy_j, Unavailable) else ()
+    shown = {
+        name: figure
+        for name, figure in figures(summary).items()
+        if not (isinstance(figure, Unavailable) and (name in IF_GIVEN or name in without))
+    }
+    rows = [(LABELS[name], show(figure), why(figure)) for name, figure in shown.items()]
     step = summary.step_s
     if isinstance(step, Distribution):
         how = (
@@ -175,7 +221,7 @@ def compared_headings() -> tuple[str, ...]:
 def compared_reasons(summaries: Sequence[Summary]) -> list[str]:
     """Return one line for every figure that is missing somewhere in a comparison, with the reasons."""
     lines = []
-    for name, heading in COMPARED.items():
+    for name, heading in {**COMPARED, "energy_j": LABELS["energy_j"]}.items():
         found = [getattr(summary, name) for summary in summaries]
         reasons = dict.fromkeys(figure.reason for figure in found if isinstance(figure, Unavailable))
         if reasons:

@@ -7,6 +7,7 @@
       config.yaml              the resolved configuration, ready to be trained again
       resolved.json            every value of it with its source: default, preset, file or command line
       events/0000-rank0.bin    the journal of segment 0, rank 0 (runs.journal)
+      samples/0000-host-0.bin  the readings of all meters of one node in segment 0 (runs.samples)
       metrics.jsonl            one line per step, evaluation and checkpoint, in the order they happened
       checkpoints/00000200/    weights, optimizer, position, random states, checksums
       train.log                what was printed, with times
@@ -21,6 +22,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import time
 from datetime import UTC, datetime
@@ -37,6 +39,7 @@ RESOLVED = "resolved.json"
 METRICS = "metrics.jsonl"
 LOG = "train.log"
 EVENTS = "events"
+SAMPLES = "samples"
 CHECKPOINTS = "checkpoints"
 LOCK = "lock"
 REPORT_HTML, REPORT_MARKDOWN = "report.html", "report.md"
@@ -52,6 +55,23 @@ def new_run_id(stem: str) -> str:
 def event_path(run: Path, segment: int, rank: int) -> Path:
     """Return the journal of one segment and rank."""
     return run / EVENTS / f"{segment:04d}-rank{rank}.bin"
+
+
+def device_event_path(run: Path, segment: int, rank: int) -> Path:
+    """Return the journal of one segment and rank in the time of its accelerator, which only runs on one have."""
+    return run / EVENTS / f"{segment:04d}-rank{rank}-device.bin"
+
+
+def sample_path(run: Path, segment: int, node: str, attempt: int = 0) -> Path:
+    """Return the samples of one segment and node; ``attempt`` counts the samplers that were started one after another.
+
+    Args:
+        run: the run folder.
+        segment: its number.
+        node: name of the machine; letters other than ASCII ones, digits, dots and dashes become dashes.
+        attempt: from 0.
+    """
+    return run / SAMPLES / f"{segment:04d}-{re.sub(r'[^A-Za-z0-9.-]', '-', node)}-{attempt}.bin"
 
 
 def is_live(run: Path) -> bool:
@@ -133,6 +153,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True)
             (path / EVENTS).mkdir()
+            (path / SAMPLES).mkdir()
             (path / CHECKPOINTS).mkdir()
         except FileExistsError as error:
             raise RunFolderError(

@@ -15,12 +15,14 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from perjoule.core.units import si
+from perjoule.measure.device_clock import Event
 from perjoule.measure.machine import MachineProfile
 from perjoule.train import probe
 from perjoule.train.config import BackendConfig
@@ -67,6 +69,11 @@ class Backend:
         """Wait until the device has done all that was asked of it. A CPU has always done so."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    @property
+    def timing_event(self) -> Callable[[], Event] | None:
+        """Return what makes an event that keeps the device's time; None on a CPU, whose time is the host's."""
+        return partial(torch.cuda.Event, enable_timing=True) if self.device.type == "cuda" else None
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says."""

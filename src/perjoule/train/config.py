@@ -6,10 +6,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
+from typing_extensions import TypeAliasType
 
 from perjoule.config import Component, Config
+from perjoule.core.units import parse_energy_j, parse_mass_g
 from perjoule.data import SHELF as DATA
+from perjoule.measure.carbon import CarbonConfig
+from perjoule.measure.config import EnergyConfig
 from perjoule.measure.recorder import FencePolicy
 from perjoule.models import SHELF as MODELS
 from perjoule.train.optimizer import OptimizerConfig
@@ -17,6 +21,9 @@ from perjoule.train.schedule import ScheduleConfig
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
+# Named types, because a field that is openly a float takes no text.
+Joules = TypeAliasType("Joules", Annotated[float, BeforeValidator(parse_energy_j), Field(gt=0)])
+Grams = TypeAliasType("Grams", Annotated[float, BeforeValidator(parse_mass_g), Field(gt=0)])
 
 
 class BatchConfig(Config):
@@ -44,13 +51,17 @@ class StopConfig(Config):
     tokens: PositiveInt | None = None
     seconds: Seconds | None = None
     """Seconds of training, over all segments, start-up not counted."""
+    energy: Joules | None = None
+    """``50kJ``, ``2 kWh`` or a number of joules: all that the meters count, over all segments, start-up included."""
+    carbon: Grams | None = None
+    """``10g``, ``0.2 kg`` or a number of grams CO2e; needs ``carbon.location``."""
     patience: PositiveInt | None = None
     """Early stopping: evaluations in a row without a better validation loss."""
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:
-        if not any((self.steps, self.epochs, self.tokens, self.seconds)):
-            raise ValueError("give at least one of steps, epochs, tokens, seconds")
+        if not any((self.steps, self.epochs, self.tokens, self.seconds, self.energy, self.carbon)):
+            raise ValueError("give at least one of steps, epochs, tokens, seconds, energy, carbon")
         return self
 
 
@@ -153,6 +164,8 @@ class TrainConfig(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     record: RecordConfig = RecordConfig()
+    energy: EnergyConfig = Field(default_factory=EnergyConfig)
+    carbon: CarbonConfig = CarbonConfig()
     backend: BackendConfig = BackendConfig()
     debug: DebugConfig = DebugConfig()
     initial_weights: Path | None = None
@@ -176,3 +189,22 @@ class TrainConfig(Config):
         if self.stop.patience and not self.evaluate.every_steps:
             raise ValueError("stop.patience counts evaluations: give evaluate.every_steps as well")
         return self
+
+    @model_validator(mode="after")
+    def _metered(self) -> Self:
+        metered = self.energy.sampler != "off" and self.energy.meters
+        budget = next((name for name in ("energy", "carbon") if getattr(self.stop, name) is not None), None)
+        if budget and not metered:
+            raise ValueError(f"stop.{budget} needs meters: energy.sampler must not be off, nor energy.meters empty")
+        if self.stop.carbon is not None and not _knows_its_grid(self.carbon):
+            raise ValueError("stop.carbon needs carbon.location, such as DEU, or carbon.intensity_g_per_kwh")
+        if self.energy.calibrate and not (metered and self.record.enabled):
+            raise ValueError(
+                "energy.calibrate needs energy.meters, an energy.sampler that is not off, and record.enabled=true"
+            )
+        return self
+
+
+def _knows_its_grid(carbon: CarbonConfig) -> bool:
+    """Return whether carbon can be computed at all."""
+    return carbon.is_live or carbon.location is not None or carbon.intensity_g_per_kwh is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import tempfile
 import time
@@ -18,11 +17,12 @@ from perjoule.data.contract import Batch, Samples
 from perjoule.data.prefetch import Prefetcher
 from perjoule.runs import checkpoints
 from perjoule.train.backend import Backend
-from perjoule.train.checkpoint import Checkpointer, random_state, restore, restore_random_state
+from perjoule.train.checkpoint import Checkpointer, random_state, restore
 from perjoule.train.config import TrainConfig
 from perjoule.train.console import Console
 from perjoule.train.job import Job
 from perjoule.train.session import Session
+from perjoule.train.snapshot import Snapshot
 from perjoule.train.stopping import Goal, Progress
 from perjoule.train.stream import Stream
 
@@ -78,8 +78,7 @@ def rehearse(job: Job, session: Session, batch: Batch) -> None:
         CheckpointError: if what was read back differs from what was saved.
     """
     module, console = session.module, session.console
-    weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    optimizer_state, states = copy.deepcopy(job.optimizer.state_dict()), random_state()
+    snapshot = Snapshot(module, job.optimizer)
     with job.backend.autocast():
         output = job.model(job.backend.to_device(batch.tensors))
     output.loss.backward()
@@ -97,9 +96,7 @@ def rehearse(job: Job, session: Session, batch: Batch) -> None:
     differing = [name for name, tensor in module.state_dict().items() if not torch.equal(tensor, stepped[name])]
     if differing:
         raise CheckpointError(f"rehearsal: {differing[0]} came back from the checkpoint with other values")
-    module.load_state_dict(weights)
-    job.optimizer.load_state_dict(optimizer_state)
-    restore_random_state(states)
+    snapshot.restore()
     console.line(
         f"rehearsal: a step, an evaluation and a checkpoint went well (loss {output.loss.item():.4f}{held_out}); "
         "starting over"

@@ -21,6 +21,8 @@ MAY_CHANGE = (
     "evaluate.",
     "checkpoint.",
     "record.",
+    "energy.",
+    "carbon.",
     "debug.",
     "backend.",
     "batch.accumulation",

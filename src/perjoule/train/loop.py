@@ -38,7 +38,7 @@ class Loop:
     def run(self) -> Ending:
         """Train; return why it ended, the same on every rank."""
         job, progress = self.job, self.progress
-        self._stop_agreed = job.goal.out_of_time(progress)  # resumed: every rank restored the same seconds
+        self._stop_agreed = any(job.ranks.gather(job.goal.used_up(progress)))  # nothing may be left of a resumed run
         while (reason := job.goal.reached(progress)) is None and not self._stop_agreed:
             begun = time.perf_counter()
             job.recorder.step = progress.step + 1
@@ -49,18 +49,19 @@ class Loop:
         self._settle()
         if reason is not None:
             return Ending(reason)
-        # A signal may have reached one rank only.
-        received = next((signal for signal in job.ranks.gather(job.signals.received) if signal is not None), None)
+        # A signal may have reached one rank only, clocks differ, and one rank reads the budgets.
+        signals, reasons = zip(*job.ranks.gather((job.signals.received, job.goal.used_up(progress))), strict=True)
+        received = next((signal for signal in signals if signal is not None), None)
         if received is not None:
             return Ending(f"stopped by {received.name}", received)
-        return Ending(f"reached {job.config.stop.seconds:g} s")
+        return Ending(next(reason for reason in reasons if reason is not None))
 
     def _step(self) -> None:
         """Take one optimizer step: data, transfer, forward, backward for each micro-batch, then the optimizer."""
         job, progress = self.job, self.progress
         with self._data:
             batches = [next(job.batches) for _ in range(job.config.batch.accumulation)]
-            wants_stop = job.signals.received is not None or job.goal.out_of_time(progress)
+            wants_stop = job.signals.received is not None or job.goal.used_up(progress) is not None
             counts = zip(*[(batch.num_samples, batch.num_tokens, batch.num_useful) for batch in batches], strict=True)
             samples, tokens, useful, stop = job.ranks.totals(*map(sum, counts), int(wants_stop))
             self._stop_agreed = stop > 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,11 +18,13 @@ from perjoule.core.seeding import derive
 from perjoule.data.contract import Batch, DataSet, Samples
 from perjoule.data.prefetch import Prefetcher
 from perjoule.measure.machine import MachineProfile, process_age_s
+from perjoule.measure.recorder import Recorder
 from perjoule.runs import checkpoints, folder
 from perjoule.runs.folder import RunFolder
 from perjoule.train import backend as backends
 from perjoule.train import debug
 from perjoule.train.backend import Backend
+from perjoule.train.calibrate import calibrate
 from perjoule.train.checkpoint import load_weights, restore
 from perjoule.train.config import BackendConfig, TrainConfig
 from perjoule.train.console import Console
@@ -197,45 +199,60 @@ class _Assembly:
             config, path, run, ranks, self.console, backend, module, optimizer, stream, held_out, progress
         )
         session.last_saved = progress.step or -1
-        called = self._timed("backend", lambda: self._called(session, first, goal))
-        self.startup_s["other"] = max(0.0, process_age_s() - sum(self.startup_s.values()))
-        recorder = session.begin(self.profile, self.startup_s)
+        session.open()
         try:
-            with (
-                SignalFlag() as signals,
-                Prefetcher(samples, stream.ranges(progress.samples), config.batch.workers) as batches,
-                torch.autograd.set_detect_anomaly(config.debug.anomaly_detection),
-            ):
-                clipper = Clipper(list(module.parameters()), config.optimizer.clip_norm)
-                job = Job(
-                    config=config,
-                    model=ranks.wrap(called),
-                    optimizer=optimizer,
-                    clipper=clipper,
-                    batches=batches,
-                    recorder=recorder,
-                    backend=backend,
-                    ranks=ranks,
-                    goal=goal,
-                    signals=signals,
-                    on_step=session.on_step(goal),
-                    evaluate=session.evaluate,
-                    save=session.save,
-                    after_optimizer_step=getattr(module, "after_optimizer_step", None),
-                )
-                if config.debug.rehearsal:
-                    debug.rehearse(job, session, first)
-                self.console.begin()
-                ending = Loop(job, progress).run()
-                status = folder.STOPPED if ending.signal else folder.FINISHED
-                session.end(recorder, status, ending.reason)
+            metering = session.meter()
+            called = self._timed("backend", lambda: self._called(session, first, goal))
+            self.startup_s["other"] = max(0.0, process_age_s() - sum(self.startup_s.values()))
+            recorder = session.begin(self.profile, self.startup_s)
+            goal = replace(goal, budgets=metering.budgets(config.stop, ranks))
+            return self._loop(session, called, samples, goal, recorder)
         except BaseException as error:
             session.fail(error)
             raise
         finally:
-            recorder.close()
             session.close()
-        return TrainResult(path, status, ending.reason, progress.step, session.last_loss, ending.signal)
+
+    def _loop(
+        self, session: Session, called: nn.Module, samples: Samples, goal: Goal, recorder: Recorder
+    ) -> TrainResult:
+        """Train from where the progress is to the end."""
+        config, progress, module = self.config, session.progress, session.module
+
+        def read_on() -> Prefetcher:
+            return Prefetcher(samples, session.stream.ranges(progress.samples), config.batch.workers)
+
+        with (
+            SignalFlag() as signals,
+            read_on() as batches,
+            torch.autograd.set_detect_anomaly(config.debug.anomaly_detection),
+        ):
+            job = Job(
+                config=config,
+                model=self.ranks.wrap(called),
+                optimizer=session.optimizer,
+                clipper=Clipper(list(module.parameters()), config.optimizer.clip_norm),
+                batches=batches,
+                recorder=recorder,
+                backend=session.backend,
+                ranks=self.ranks,
+                goal=goal,
+                signals=signals,
+                on_step=session.on_step(goal),
+                evaluate=session.evaluate,
+                save=session.save,
+                after_optimizer_step=getattr(module, "after_optimizer_step", None),
+            )
+            if config.debug.rehearsal:
+                debug.rehearse(job, session, samples.batch(0, session.stream.rows))
+            if config.energy.calibrate:
+                with read_on() as again:
+                    calibrate(job, module, again, self.console)
+            self.console.begin()
+            ending = Loop(job, progress).run()
+            status = folder.STOPPED if ending.signal else folder.FINISHED
+            session.end(recorder, status, ending.reason)
+        return TrainResult(session.path, status, ending.reason, progress.step, session.last_loss, ending.signal)
 
     def _called(self, session: Session, first: Batch, goal: Goal) -> nn.Module:
         """Look at the first batch's gradients if asked, and return what the loop calls: the module, or it compiled."""
@@ -276,10 +293,9 @@ def _backend_config(config: TrainConfig, resume: Path | None) -> BackendConfig:
     if resume is None:
         return config.backend
     segments = folder.read_manifest(resume)["segments"]
-    if not segments:
-        return config.backend
     given = config.backend.model_dump(exclude={"preset"})
-    chosen = {**segments[-1]["backend"]["chosen"]}
+    # A segment that failed early has chosen nothing.
+    chosen: dict[str, Any] = next((one["backend"]["chosen"] for one in reversed(segments) if "backend" in one), {})
     return BackendConfig(**{**chosen, **{key: value for key, value in given.items() if value != "auto"}})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,10 +17,13 @@ from perjoule.core import phases
 from perjoule.core.errors import PerjouleError
 from perjoule.data.contract import Samples
 from perjoule.evaluate.loss import HeldOutLoss, held_out_loss
-from perjoule.measure.contract import Meter, Unavailable
+from perjoule.measure.bursts import phase_names
+from perjoule.measure.contract import Meter, Site, Unavailable
+from perjoule.measure.device_clock import DeviceClock
 from perjoule.measure.machine import MachineProfile, host_facts
 from perjoule.measure.meters.memory import MemoryConfig
-from perjoule.measure.recorder import Recorder
+from perjoule.measure.overhead import synchronising
+from perjoule.measure.recorder import FencePolicy, Recorder
 from perjoule.runs import checkpoints, folder
 from perjoule.runs.folder import RunFolder
 from perjoule.runs.journal import JournalWriter
@@ -29,6 +33,7 @@ from perjoule.train.config import TrainConfig
 from perjoule.train.console import Console
 from perjoule.train.distributed import Ranks
 from perjoule.train.job import StepRecord
+from perjoule.train.metering import Metering, Place
 from perjoule.train.stopping import Goal, Progress
 from perjoule.train.stream import Stream
 
@@ -65,18 +70,20 @@ class Session:
     last_loss: float | None = None
     last_evaluated: int = -1
     last_saved: int = -1
-    segment: int = 0
-    memory: Meter | Unavailable = field(default_factory=MemoryConfig().build)
+    segment: int = -1
+    metering: Metering | None = None
+    memory: Meter | Unavailable = field(default_factory=lambda: MemoryConfig().build(Site((os.getpid(),)))[0])
 
     def __post_init__(self) -> None:
+        self.place = Place.here(self.backend.device)
+        self.recorder: Recorder | None = None
         section = self.config.checkpoint
         self.checkpointer = Checkpointer(
             self.path / folder.CHECKPOINTS, self.module, self.optimizer, section.keep, section.asynchronous, self._saved
         )
 
-    def begin(self, profile: MachineProfile, startup_s: dict[str, float]) -> Recorder:
-        """Write the segment's entry of the manifest, print what was chosen, and open this rank's journal."""
-        record = self.config.record
+    def open(self) -> None:
+        """Begin a segment: its entry in the manifest."""
         if self.folder is not None:
             self.folder.begin_segment(
                 {
@@ -84,28 +91,69 @@ class Session:
                     "device": str(self.backend.device),
                     "world_size": self.ranks.world_size,
                     "first_step": self.progress.step + 1,
-                    "warmup_steps": record.warmup_steps,
-                    "startup_s": {name: round(value, 4) for name, value in startup_s.items()},
-                    "backend": self.backend.facts(),
-                    "peak": self.backend.peak(profile),
-                    "fence": record.fence.value,
+                    "warmup_steps": self.config.record.warmup_steps,
+                    "fence": self.config.record.fence.value,
                 }
+            )
+        self.segment = self.ranks.from_leader(self.folder.segment if self.folder else None)
+
+    def meter(self) -> Metering:
+        """Start reading the meters, as long before the first step as possible; all ranks must come here.
+
+        Raises:
+            ConfigError: if carbon's source does not know the place.
+            MissingExtra: if carbon's source is not installed.
+        """
+        self.metering = Metering.start(self.config, self.path, self.segment, self.ranks, self.place, self.console)
+        if self.folder is not None:
+            self.folder.update_segment(**self.metering.facts())
+        return self.metering
+
+    def begin(self, profile: MachineProfile, startup_s: dict[str, float]) -> Recorder:
+        """Note how the segment computes, print what was chosen, and open this rank's journals."""
+        if self.segment < 0:
+            self.open()
+        if self.folder is not None:
+            self.folder.update_segment(
+                startup_s={name: round(value, 4) for name, value in startup_s.items()},
+                backend=self.backend.facts(),
+                peak=self.backend.peak(profile),
             )
         for line in self.backend.why:
             self.console.line(f"backend: {line}")
         self.console.line("backend: " + ", ".join(f"{key} {value}" for key, value in self.backend.settings.items()))
-        self.segment = self.ranks.from_leader(self.folder.segment if self.folder else None)
-        journal = None
-        if record.enabled:
-            names = (*phases.RECORDED, *getattr(self.module, "phases", ()))
-            facts = {"rank": self.ranks.rank, "segment": self.segment}
-            journal = JournalWriter(folder.event_path(self.path, self.segment, self.ranks.rank), names, facts)
-        return Recorder(journal, self.backend.fence, record.fence)
+        if self.config.record.fence != FencePolicy.NONE:
+            cost = synchronising(profile, self.backend.device.type)
+            self.console.line(f"record.fence={self.config.record.fence.value}: what waiting costs: {cost}")
+            if self.folder is not None:
+                self.folder.update_segment(fence_overhead=cost)
+        if self.metering is not None:
+            self.metering.ready()
+        self.recorder = self._recorder()
+        return self.recorder
+
+    def _recorder(self) -> Recorder:
+        """Open this rank's journals."""
+        record, fence = self.config.record, self.backend.fence
+        if not record.enabled:
+            return Recorder(None, fence, record.fence)
+        names = (*phases.RECORDED, *getattr(self.module, "phases", ()))
+        if self.config.energy.calibrate:
+            names += phase_names(phases.TRAINING)
+        facts = {"rank": self.ranks.rank, "segment": self.segment, "node": self.place.node}
+        facts["device"] = self.place.device.removeprefix("GPU-")  # as in the domains of meters
+        which = (self.path, self.segment, self.ranks.rank)
+        clock = None
+        if (new_event := self.backend.timing_event) is not None:
+            journal = JournalWriter(folder.device_event_path(*which), names, facts)
+            clock = DeviceClock(new_event, fence, journal)
+        return Recorder(JournalWriter(folder.event_path(*which), names, facts), fence, record.fence, clock)
 
     def on_step(self, goal: Goal) -> Callable[[StepRecord], None]:
         """Return what the loop calls after each step: one line of metrics, and the progress display."""
         run = self.folder if self.config.record.enabled else None
         console, progress, segment, memory = self.console, self.progress, self.segment, _Memory(self.memory)
+        watch = self.metering.watch if self.metering is not None and self.metering.sampler is not None else None
 
         def on_step(record: StepRecord) -> None:
             if run is not None:
@@ -117,6 +165,8 @@ class Session:
                     else json.dumps({"kind": "step", "segment": segment, **_without_infinities(record)})
                 )
             console.step(record, goal.fraction(progress), progress.seconds)
+            if watch is not None:
+                watch()
 
         return on_step
 
@@ -172,7 +222,7 @@ class Session:
             )
 
     def end(self, recorder: Recorder, status: str, reason: str) -> None:
-        """Evaluate once more unless asked to stop, save the last state, and write how the segment ended."""
+        """Evaluate once more unless asked to stop, save the last state, stop metering, write how the segment ended."""
         progress = self.progress
         if self.held_out is not None and status == folder.FINISHED and self.last_evaluated != progress.step:
             with recorder.phase(phases.EVALUATE):
@@ -181,13 +231,17 @@ class Session:
             with recorder.phase(phases.CHECKPOINT):
                 self.save()
         self.checkpointer.wait()
-        recorder.close()
+        self.close()
         if self.folder is not None:
             self.folder.end(status, reason, last_step=progress.step, seconds=progress.seconds)
         self.console.line(f"{status}: {reason}, at step {progress.step}")
 
     def close(self) -> None:
-        """Let go of what was only read."""
+        """End what was recorded and metered. May be called twice."""
+        if self.recorder is not None:
+            self.recorder.close()
+        if self.metering is not None:
+            self.metering.stop()
         if not isinstance(self.memory, Unavailable):
             self.memory.close()
 
@@ -199,6 +253,7 @@ class Session:
         status = folder.STOPPED if isinstance(error, KeyboardInterrupt) else folder.FAILED
         try:
             self.checkpointer.wait()
+            self.close()
             self.folder.end(status, reason, last_step=self.progress.step, seconds=self.progress.seconds)
         except PerjouleError as second:  # a full disk, most likely; the journal and the checkpoints before stay
             self.console.line(str(second))
@@ -222,5 +277,6 @@ class _Memory:
         now = time.monotonic()
         if now >= self._next_s and not isinstance(self._meter, Unavailable):
             self._next_s = now + 0.1
-            self._text = str(self._meter.read())
+            reading = self._meter.read()
+            self._text = "null" if isinstance(reading, Unavailable) else str(reading)
         return self._text

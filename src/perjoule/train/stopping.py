@@ -1,4 +1,4 @@
-"""When a run ends: its goal, its patience, or a signal."""
+"""When a run ends: its goal, its patience, a budget, or a signal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cached_property
 from types import FrameType
 from typing import Any
 
+from perjoule.train.budget import Budget
 from perjoule.train.config import StopConfig
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -78,12 +79,14 @@ class Goal:
         samples_per_step: global batch size.
         samples_per_epoch: size of the training split.
         tokens_per_step: label positions of one step.
+        budgets: of energy and carbon; the leading rank has them.
     """
 
     config: StopConfig
     samples_per_step: int
     samples_per_epoch: int
     tokens_per_step: int
+    budgets: tuple[Budget, ...] = ()
 
     @cached_property
     def last_step(self) -> int | None:
@@ -109,9 +112,14 @@ class Goal:
             return f"no better held-out loss in {config.patience} evaluations since step {progress.best_step}"
         return None
 
-    def out_of_time(self, progress: Progress) -> bool:
-        """Return whether the time is up, by this process's clock; ranks must agree on it before they act."""
-        return self.config.seconds is not None and progress.seconds >= self.config.seconds
+    def used_up(self, progress: Progress) -> str | None:
+        """Return why time, energy or carbon is used up, as this process sees it; ranks must agree before they act."""
+        if self.config.seconds is not None and progress.seconds >= self.config.seconds:
+            return f"reached {self.config.seconds:g} s"
+        for budget in self.budgets:
+            if (reason := budget.used_up()) is not None:
+                return reason
+        return None
 
     def remaining(self, progress: Progress) -> tuple[int | None, float | None]:
         """Return the steps and the seconds that are left, each None if unbounded."""
@@ -126,4 +134,5 @@ class Goal:
         shares = [progress.step / self.last_step] if self.last_step else []
         if self.config.seconds is not None:
             shares.append(progress.seconds / self.config.seconds)
+        shares += [budget.fraction for budget in self.budgets]
         return min(1.0, max(shares, default=0.0))

@@ -1,0 +1,137 @@
+"""Build the ledger of a run from its folder: finished, killed, or still being written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perjoule.core.errors import RunFolderError
+from perjoule.measure.accounts import Course, build_account
+from perjoule.measure.contract import Form, Sensor, Unavailable
+from perjoule.measure.ledger import Account, Ledger
+from perjoule.measure.occupancy import Whereabouts
+from perjoule.measure.readings import Series, join
+from perjoule.runs.folder import RUNNING, device_event_path, event_path, is_live
+from perjoule.runs.journal import Journal, read_journal
+from perjoule.runs.samples import Samples, read_samples, sample_files
+from perjoule.runs.tables import Run, Segment
+
+MONITOR_DOMAIN = "monitor"
+_AGREEMENT = (0.8, 1.25)
+"""A counter whose energy differs by more than this from the integral of the power is not believed."""
+
+
+def build_ledger(run: Run) -> Ledger:
+    """Return the ledger of a run: every account of every segment, node and domain."""
+    accounts: list[Account] = []
+    unavailable: dict[tuple[str, str], Unavailable] = {}
+    for segment in run.segments:
+        nodes: dict[str, list[Samples]] = {}
+        for path in sample_files(run.path, segment.number):
+            try:
+                samples = read_samples(path)
+            except RunFolderError as error:
+                unavailable[("samples", path.name)] = Unavailable(str(error))
+                continue
+            nodes.setdefault(str(samples.header["node"]), []).append(samples)
+            for missing in samples.header["unavailable"]:
+                found = Unavailable(missing["reason"], missing.get("remedy", ""))
+                unavailable[(missing["kind"], found.reason)] = found
+        for node, files in nodes.items():
+            accounts += _accounts(run, segment, node, files, alone=len(nodes) == 1)
+    return Ledger(tuple(accounts), tuple((kind, missing) for (kind, _), missing in unavailable.items()))
+
+
+def _accounts(run: Run, segment: Segment, node: str, files: Sequence[Samples], alone: bool) -> Iterator[Account]:
+    """Yield the accounts of one segment and node."""
+    journals = _journals(run.path, segment, node, alone)
+    series = _series(files)
+    monitor = series.pop(MONITOR_DOMAIN, None)
+    killed = segment.facts.get("status") == RUNNING and not is_live(run.path)
+    for meters in series.values():
+        readable = [one for one in meters if len(one) >= 2 and one.sensor.form != Form.LEVEL]
+        ranks = _ranks(run.path, segment.number, journals, meters[0].sensor.domain)
+        if not readable or not ranks:
+            continue
+        total, power, notes = _choose(readable)
+        course = Course(segment.number, node, ranks, _window(run, segment), killed)
+        yield build_account(course, total, power, monitor[0] if monitor else None, notes)
+
+
+def _journals(run: Path, segment: Segment, node: str, alone: bool) -> dict[int, Journal]:
+    """Return the journals of the ranks on a node; early runs do not say where a rank was."""
+    journals = {rank: read_journal(event_path(run, segment.number, rank)) for rank in segment.ranks}
+    return {
+        rank: journal
+        for rank, journal in journals.items()
+        if len(journal.records) and (journal.header.get("node") == node or (alone and "node" not in journal.header))
+    }
+
+
+def _ranks(run: Path, segment: int, journals: Mapping[int, Journal], domain: str) -> tuple[Whereabouts, ...]:
+    """Return where the ranks were that use a domain, by the device's own clock where it was recorded."""
+    users = {rank: one for rank, one in journals.items() if (device := one.header.get("device")) and device in domain}
+    ranks = []
+    for rank, journal in (users or journals).items():
+        timeline = device_event_path(run, segment, rank)
+        if rank in users and timeline.is_file():
+            try:
+                journal = read_journal(timeline)  # noqa: PLW2901
+            except RunFolderError:
+                pass
+        ranks.append(Whereabouts(journal))
+    return tuple(ranks)
+
+
+def _series(files: Sequence[Samples]) -> dict[str, list[Series]]:
+    """Return the series of every domain, each meter's readings joined over the samplers that made them."""
+    pieces: dict[tuple[Any, ...], list[tuple[Any, Any, Any]]] = {}
+    sensors: dict[tuple[Any, ...], Sensor] = {}
+    for samples in files:
+        for number, channel in enumerate(samples.channels):
+            sensor = read_sensor(channel)
+            key = (sensor.domain, sensor.form, sensor.method)
+            sensors[key] = sensor
+            pieces.setdefault(key, []).append(samples.of(number))
+    rate_hz = float(files[0].header["rate_hz"])
+    found: dict[str, list[Series]] = {}
+    for key, sensor in sensors.items():
+        found.setdefault(sensor.domain, []).append(join(sensor, pieces[key], rate_hz))
+    return found
+
+
+def read_sensor(channel: Mapping[str, Any]) -> Sensor:
+    """Return the sensor that a header's JSON describes."""
+    facts = {name: channel[name] for name in Sensor.__dataclass_fields__ if name in channel}
+    return Sensor(**{**facts, "form": Form(facts["form"]), "accuracy": tuple(facts["accuracy"])})
+
+
+def _choose(meters: Sequence[Series]) -> tuple[Series, Series | None, list[str]]:
+    """Return the meter of the total, the one for regressions, and remarks on their choice.
+
+    A counter is preferred, unless it stands still or runs away from the integral of the power.
+    """
+    counters = [one for one in meters if one.sensor.form == Form.COUNTER]
+    powers = sorted(
+        (one for one in meters if one.sensor.form == Form.POWER),
+        key=lambda one: np.inf if one.sensor.window_s is None else one.sensor.window_s,
+    )
+    if not counters:
+        return powers[0], None, [f"energy is the integral of {powers[0].sensor.method}"]
+    if not powers:
+        return counters[0], None, []
+    counted_uj, integrated_uj = int(counters[0].energy_uj[-1]), int(powers[0].energy_uj[-1])
+    ratio = counted_uj / integrated_uj if integrated_uj > 0 else 1.0
+    if _AGREEMENT[0] <= ratio <= _AGREEMENT[1]:
+        return counters[0], powers[0], []
+    remark = f"the energy counter shows {ratio:.2f} times the integral of the power and is not used"
+    return powers[0], powers[0], [remark]
+
+
+def _window(run: Run, segment: Segment) -> tuple[int, int, int] | None:
+    """Return the first and the last step of the measured window and how many it has."""
+    steps = run.steps.step[(run.steps.segment == segment.number) & run.steps.in_window]
+    return (int(steps.min()), int(steps.max()), len(steps)) if len(steps) else None

@@ -1,0 +1,124 @@
+"""What a run has used so far, read from its samples while they are being written.
+
+Only what is new is read. The figure is a total over the outermost domains, as the ledger has it; how it divides into
+phases, and how far it can be trusted, takes the whole ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perjoule.core.errors import RunFolderError
+from perjoule.measure.book import read_sensor
+from perjoule.measure.contract import Form, Sensor, Unavailable
+from perjoule.measure.readings import join
+from perjoule.measure.scopes import outermost
+from perjoule.measure.sensors import agrees
+from perjoule.runs.folder import read_manifest
+from perjoule.runs.samples import SampleReader, Samples, sample_files
+
+Ints = NDArray[np.int64]
+
+
+class LiveEnergy:
+    """The energy of a run up to its newest readings, over all of its segments.
+
+    Args:
+        run: the run folder. The last segment that it has now is the one that is followed.
+
+    Raises:
+        RunFolderError: if it is no run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._segment = max(len(read_manifest(run).get("segments") or ()) - 1, 0)
+        self._before_uj: int | None = None
+        self._now = _SegmentEnergy(run, self._segment)
+
+    def read(self) -> float | Unavailable:
+        """Return the joules used so far, or why they are not known. Costs less than a millisecond if little is new."""
+        if self._before_uj is None:
+            self._before_uj = 0
+            for segment in range(self._segment):
+                total_uj = _SegmentEnergy(self._run, segment).total_uj()
+                self._before_uj += 0 if isinstance(total_uj, Unavailable) else total_uj
+        total_uj = self._now.total_uj()
+        return total_uj if isinstance(total_uj, Unavailable) else (self._before_uj + total_uj) / 1e6
+
+
+class _SegmentEnergy:
+    """The energy of one segment."""
+
+    def __init__(self, run: Path, segment: int) -> None:
+        self._run, self._segment = run, segment
+        self._readers: dict[Path, SampleReader] = {}
+        self._meters: dict[str, dict[tuple[str, Form, str], _Total]] = {}
+        self._missing: dict[str, None] = {}
+
+    def total_uj(self) -> int | Unavailable:
+        """Read what is new and return the total."""
+        for path in sample_files(self._run, self._segment):
+            with contextlib.suppress(RunFolderError):  # its header is being written just now, or it was cut off
+                if path not in self._readers:
+                    self._readers[path] = SampleReader(path)
+                    self._note_missing(self._readers[path].header)
+                self._add(self._readers[path].new())
+        totals_uj = [total_uj for meters in self._meters.values() for total_uj in _outermost_uj(meters.values())]
+        if totals_uj:
+            return sum(totals_uj)
+        return Unavailable("; ".join(self._missing) or "there are no two readings of any meter yet")
+
+    def _note_missing(self, header: Mapping[str, Any]) -> None:
+        for one in header.get("unavailable") or ():
+            self._missing[f"{one['kind']}: {one['reason']}"] = None
+
+    def _add(self, samples: Samples) -> None:
+        """Add new readings to the totals of their meters."""
+        if not len(samples.records):
+            return
+        meters = self._meters.setdefault(str(samples.header["node"]), {})
+        rate_hz = float(samples.header["rate_hz"])
+        for number, channel in enumerate(samples.channels):
+            sensor = read_sensor(channel)
+            if sensor.form != Form.LEVEL:
+                key = (sensor.domain, sensor.form, sensor.method)
+                meters.setdefault(key, _Total(sensor)).add(samples.of(number), rate_hz)
+
+
+class _Total:
+    """The energy of one meter, of all samplers that read it."""
+
+    def __init__(self, sensor: Sensor) -> None:
+        self.sensor = sensor
+        self.energy_uj = 0
+        self.num_readings = 0
+        self._last: tuple[Ints, Ints, Ints] | None = None
+
+    def add(self, readings: tuple[Ints, Ints, Ints], rate_hz: float) -> None:
+        """Add readings that follow those before."""
+        if not len(readings[2]):
+            return
+        pieces = [readings] if self._last is None else [self._last, readings]
+        self.energy_uj += int(join(self.sensor, pieces, rate_hz).energy_uj[-1])
+        self.num_readings += len(readings[2])
+        before, after, raw = readings
+        self._last = before[-1:], after[-1:], raw[-1:]
+
+
+def _outermost_uj(meters: Iterable[_Total]) -> list[int]:
+    """Return the energies of one node that may be added up."""
+    read = [one for one in meters if one.num_readings >= 2]
+    powers_uj = {one.sensor.domain: one.energy_uj for one in read if one.sensor.form == Form.POWER}
+    believed = {
+        one.sensor: one.energy_uj
+        for one in read
+        if one.sensor.form == Form.POWER or agrees(one.energy_uj, powers_uj.get(one.sensor.domain, 0))
+    }
+    return [believed[sensor] for sensor in outermost(believed)]

@@ -1,0 +1,201 @@
+"""Processor energy of the run, modelled from its CPU time: watts of a busy and of an idle core times the time of each.
+
+::
+
+    energy = idle_w_per_core × num_cores × time + (active_w_per_core - idle_w_per_core) × core-seconds of the run
+
+This is a model, for machines without an energy counter. It knows nothing of clock rates, instructions or temperature.
+CPU time is exact to nanoseconds: it is the kernel's CPU clock of each process, not a count of ticks. It includes
+processes that the run started (loaders, not the sampler itself); of one that ends, the time since the last reading is
+lost. Charged are only the cores that the run may use, never the whole socket.
+
+**Where the watts come from.** ``active_w_per_core`` is thermal design power divided by cores, the median of the data
+sheets below, rounded. They range from 3.5 to 13.1 W, which is the interval of a factor 2 in both directions that the
+figure carries::
+
+    EPYC 7742            225 W / 64 =  3.5 W      Ryzen 9 5950X    105 W / 16 =  6.6 W
+    EPYC 9654            360 W / 96 =  3.8 W      Ryzen 9 7950X    170 W / 16 = 10.6 W
+    EPYC 7763            280 W / 64 =  4.4 W      Core i7-8700      65 W /  6 = 10.8 W
+    Xeon Platinum 8480+  350 W / 56 =  6.3 W      Core i9-9900K     95 W /  8 = 11.9 W
+    Xeon Platinum 8380   270 W / 40 =  6.8 W      Ryzen 7 5800X    105 W /  8 = 13.1 W
+    Xeon Gold 6248       150 W / 20 =  7.5 W
+    Xeon E5-2680 v4      120 W / 14 =  8.6 W
+
+No data sheet states the power of an idle core; a seventh of the active one is our convention.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from perjoule.config import Config
+from perjoule.measure.contract import Form, Meter, Sensor, Site, Unavailable
+from perjoule.measure.meters.sysfs import text
+
+_ACTIVE_W_PER_CORE, _IDLE_W_PER_CORE = 7.0, 1.0
+_PRIOR = "median data-sheet power per core of 12 processors; not of this machine"
+_RESCAN_S = 1.0
+"""How often new children are looked for: reading the lists of a process with many threads costs half a millisecond."""
+
+
+class CpuTimeConfig(Config):
+    """Watts of a core, and the number of cores."""
+
+    kind: Literal["cpu_time"] = "cpu_time"
+    active_w_per_core: float = Field(default=_ACTIVE_W_PER_CORE, gt=0, le=200)
+    """Power of a busy core, its share of the caches and the memory controller included."""
+    idle_w_per_core: float = Field(default=_IDLE_W_PER_CORE, ge=0, le=200)
+    """Power of an idle core."""
+    cores: float | None = Field(default=None, gt=0)
+    """Physical cores to charge to the run; those it may use if not given, a hyper-thread being a part of one."""
+
+    @model_validator(mode="after")
+    def _active_is_more(self) -> CpuTimeConfig:
+        if self.active_w_per_core < self.idle_w_per_core:
+            raise ValueError("active_w_per_core must be at least idle_w_per_core")
+        return self
+
+    def build(self, site: Site) -> tuple[Meter | Unavailable, ...]:
+        """Start counting, or say why the system does not tell a process's CPU time."""
+        if not site.pids:
+            return (Unavailable("there is no process to meter"),)
+        try:
+            allowed = set().union(*map(os.sched_getaffinity, site.pids))
+            processes = CpuClocks(site.pids)
+        except (OSError, AttributeError) as error:
+            known = isinstance(error, ProcessLookupError)
+            return (Unavailable("the run's process has ended" if known else f"only Linux has such clocks: {error}"),)
+        physical = physical_cores(allowed)
+        given = (self.active_w_per_core != _ACTIVE_W_PER_CORE) + (self.idle_w_per_core != _IDLE_W_PER_CORE)
+        source = (_PRIOR, f"partly given by the user, else {_PRIOR}", "watts given by the user")[given]
+        cores = physical if self.cores is None else self.cores
+        sensor = Sensor(
+            domain="cpu",
+            form=Form.COUNTER,
+            scope="process",
+            method=(
+                f"modelled from CPU time: {self.active_w_per_core:g} W a busy and {self.idle_w_per_core:g} W an idle "
+                f"core, {cores:g} cores ({source})"
+            ),
+            unit="µJ",
+            resolution_s=1e-6,
+            accuracy=(0.5, 2.0),
+            modelled=True,
+            idle_w=self.idle_w_per_core * cores,
+            limit_w=self.active_w_per_core * cores,
+        )
+        dynamic_w = (self.active_w_per_core - self.idle_w_per_core) * physical / len(allowed)
+        return (ModelledCpu(sensor, processes, dynamic_w),)
+
+
+class ModelledCpu:
+    """Turns CPU time into energy; one reading costs about 1 µs for each process.
+
+    Args:
+        sensor: what is said of the figure; ``idle_w`` is used.
+        clocks: CPU time of the run's processes.
+        dynamic_w: power of a second of CPU time each second, above idle; less than that of a core where several
+            hyper-threads share one.
+    """
+
+    def __init__(self, sensor: Sensor, clocks: CpuClocks, dynamic_w: float) -> None:
+        self.sensor = sensor
+        self._clocks = clocks
+        self._idle_w = sensor.idle_w or 0.0
+        self._dynamic_w = dynamic_w
+        self._started_ns = time.monotonic_ns()
+
+    def read(self) -> int | Unavailable:
+        """Return the energy since the meter was built."""
+        lasted_ns = time.monotonic_ns() - self._started_ns
+        return round((self._idle_w * lasted_ns + self._dynamic_w * self._clocks.spent_ns()) / 1000)
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+class CpuClocks:
+    """CPU time of processes and of all that they start, except this process, since the object was made.
+
+    Args:
+        pids: the processes.
+
+    Raises:
+        ProcessLookupError: if none of them runs.
+        OSError: if the system has no CPU clocks of other processes.
+    """
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._roots = tuple(pids)
+        self._first = {pid: cpu_time_ns(pid) for pid in self._roots}
+        for pid in descendants(self._roots) - self._first.keys():
+            with contextlib.suppress(OSError):
+                self._first[pid] = cpu_time_ns(pid)
+        self._last = dict(self._first)
+        self._ended_ns = 0
+        self._scanned_s = time.monotonic()
+
+    def spent_ns(self) -> int:
+        """Return the CPU time since the object was made, nanoseconds; never less than before."""
+        if time.monotonic() - self._scanned_s > _RESCAN_S:
+            self._scanned_s = time.monotonic()
+            for pid in descendants(self._roots) - self._first.keys():
+                self._first[pid] = self._last[pid] = 0
+        for pid, last in list(self._last.items()):
+            try:
+                now = cpu_time_ns(pid)
+            except OSError:
+                now = -1
+            if now >= last:
+                self._last[pid] = now
+            else:  # it ended, or its number was given to another process
+                self._ended_ns += last - self._first.pop(pid)
+                del self._last[pid]
+        return self._ended_ns + sum(self._last.values()) - sum(self._first.values())
+
+
+def cpu_time_ns(pid: int) -> int:
+    """Return the CPU time of all threads of a process since it started, to the nanosecond.
+
+    Raises:
+        OSError: if there is no such process, or no such clock on this system.
+    """
+    return time.clock_gettime_ns((~pid << 3) | 2)  # Linux's number of the scheduler's clock of a whole process
+
+
+def descendants(pids: Iterable[int]) -> set[int]:
+    """Return the processes that the given ones started, and those that these started, except this process."""
+    found: set[int] = set()
+    waiting = list(pids)
+    while waiting:
+        for path in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
+            children = {int(pid) for pid in text(path).split()} - found - {os.getpid()}
+            found |= children
+            waiting += children
+    return found
+
+
+def physical_cores(cpus: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> float:
+    """Return how many physical cores a set of logical ones is: a hyper-thread of two is half of one.
+
+    Args:
+        cpus: numbers of the logical cores.
+        root: folder of the processors.
+    """
+    return sum(1 / _siblings(text(root / f"cpu{cpu}" / "topology" / "thread_siblings_list")) for cpu in cpus)
+
+
+def _siblings(listing: str) -> int:
+    """Return how many cores ``0,32`` or ``0-1`` names, 1 for an empty list."""
+    num = 0
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?", listing):
+        num += int(last or first) - int(first) + 1
+    return max(num, 1)

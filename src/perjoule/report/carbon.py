@@ -1,0 +1,92 @@
+"""What a kilowatt hour of each segment emits and costs.
+
+The training wrote into the manifest what it knew when the segment began. Where a live source was asked, the run folder
+holds a series of intensities; the segment's is then their mean, weighted by its energy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from perjoule.measure.carbon import Intensity
+from perjoule.measure.carbon.config import NO_LOCATION
+from perjoule.measure.carbon.emissions import live_intensity
+from perjoule.measure.ledger import Account, Ledger
+from perjoule.report.quantity import Unavailable
+from perjoule.runs.carbon_series import read_carbon_series
+from perjoule.runs.tables import Run, Segment
+
+LIVE_SOURCE = "Electricity Maps"
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a kilowatt hour at the meter stands for.
+
+    Args:
+        gco2e_per_kwh: grams of CO2 equivalent, PUE included.
+        water_l_per_kwh: litres, PUE included; None if no factor was given.
+        price_per_kwh: in ``currency``, PUE included; None if no price was given.
+        currency: of the price.
+        how: where the intensity is from, with its own uncertainty.
+    """
+
+    gco2e_per_kwh: float
+    water_l_per_kwh: float | None
+    price_per_kwh: float | None
+    currency: str
+    how: str
+
+
+def segment_factors(run: Run, ledger: Ledger) -> dict[int, Factors | Unavailable]:
+    """Return what a kilowatt hour stands for in every segment."""
+    series = read_carbon_series(run.path)
+    factors: dict[int, Factors | Unavailable] = {}
+    for segment in run.segments:
+        facts = segment.facts.get("carbon")
+        known = facts if isinstance(facts, Mapping) else {"unavailable": NO_LOCATION}
+        accounts = [one for one in ledger.accounts if one.segment == segment.number]
+        if len(series.t_wall_s) and accounts and _is_live(known):
+            known = {**known, **_live(run, segment, accounts[0])}
+        factors[segment.number] = _factors(known)
+    return factors
+
+
+def _is_live(facts: Mapping[str, Any]) -> bool:
+    """Tell whether the segment's intensity was fetched, or should have been."""
+    return "unavailable" in facts or str(facts.get("source")).startswith(LIVE_SOURCE)
+
+
+def _live(run: Run, segment: Segment, account: Account) -> dict[str, Any]:
+    """Return the intensity of a segment from the series in the run folder."""
+    begin = datetime.fromisoformat(str(segment.facts["started"])).timestamp()
+    found = live_intensity(run.path, begin, account.timeline.edges_s, account.timeline.power_w)
+    return found.facts() if isinstance(found, Intensity) else {"unavailable": found.reason}
+
+
+def _factors(facts: Mapping[str, Any]) -> Factors | Unavailable:
+    if facts.get("g_per_kwh") is None:
+        return Unavailable(str(facts.get("unavailable") or NO_LOCATION))
+    pue = float(facts.get("pue") or 1.0)
+    water, price = facts.get("water_l_per_kwh"), facts.get("price_per_kwh")
+    return Factors(
+        gco2e_per_kwh=float(facts["g_per_kwh"]) * pue,
+        water_l_per_kwh=None if water is None else float(water) * pue,
+        price_per_kwh=None if price is None else float(price) * pue,
+        currency=str(facts.get("currency") or ""),
+        how=_how(facts, pue),
+    )
+
+
+def _how(facts: Mapping[str, Any], pue: float) -> str:
+    """Return ``380 g/kWh (350 to 420: …), DEU 2023, life cycle, Ember, PUE 1``."""
+    intensity = f"{float(facts['g_per_kwh']):.4g} g/kWh"
+    if facts.get("low") is not None and facts.get("high") is not None:
+        why = f", {facts['why']}" if facts.get("why") else ""
+        intensity += f" ({float(facts['low']):.4g} to {float(facts['high']):.4g}{why}; not part of the interval)"
+    place = " ".join(str(facts[key]) for key in ("location", "year") if facts.get(key))
+    words = (intensity, place, str(facts.get("kind") or ""), str(facts.get("source") or ""), f"PUE {pue:g}")
+    return ", ".join(word for word in words if word)

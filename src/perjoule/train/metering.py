@@ -1,0 +1,208 @@
+"""The meters of a run as training sees them: one sampler per node, started early, looked after, ended last.
+
+Nothing here may stop or slow training: the sampler is another process, and what fails in it shows as energy that is
+not known. Only a run that is to end at a budget refuses to start without a meter.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from perjoule.core.errors import MeterUnavailable
+from perjoule.measure.book import read_sensor
+from perjoule.measure.carbon import CarbonConfig, Intensity
+from perjoule.measure.config import EnergyConfig
+from perjoule.measure.contract import Site, Unavailable
+from perjoule.measure.machine import device_name
+from perjoule.measure.sampler import Sampler, SamplerState
+from perjoule.measure.scopes import outermost
+from perjoule.runs import folder
+from perjoule.runs.carbon_series import read_carbon_series
+from perjoule.train.budget import Budget, Emitted
+from perjoule.train.config import StopConfig, TrainConfig
+from perjoule.train.console import Console
+from perjoule.train.distributed import Ranks
+
+if TYPE_CHECKING:
+    from perjoule.measure.carbon.electricity_maps import Poller
+
+READY_WITHIN_S = 10.0
+"""How long the first step waits for a sampler that has had the whole start-up to get ready."""
+WATCH_EVERY_S = 1.0
+
+
+class Place(NamedTuple):
+    """Where a rank is.
+
+    Args:
+        node: name of its machine.
+        pid: its process.
+        device: UUID or number of its CUDA device; "" on a CPU.
+    """
+
+    node: str
+    pid: int
+    device: str
+
+    @classmethod
+    def here(cls, device: torch.device) -> Place:
+        """Return the place of this process."""
+        name = ""
+        if device.type == "cuda":
+            uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            name = device_name(device.index or 0, visible, None if uuid is None else str(uuid))
+        return cls(platform.node(), os.getpid(), name)
+
+
+@dataclass
+class Metering:
+    """What one segment is metered with, as far as this rank looks after it.
+
+    Args:
+        energy: which meters.
+        carbon: where the electricity is from.
+        run: the run folder.
+        console: where lines go.
+        nodes: names of all nodes of the run.
+        sampler: None on ranks that do not lead their node, and where nothing is metered.
+        intensity: what a kWh emits when the segment begins; None on ranks that do not lead.
+        poller: fetches it again and again, where it changes.
+    """
+
+    energy: EnergyConfig
+    carbon: CarbonConfig
+    run: Path
+    console: Console
+    nodes: tuple[str, ...]
+    sampler: Sampler | None
+    intensity: Intensity | Unavailable | None = None
+    poller: Poller | None = None
+    _next_s: float = 0.0
+
+    @classmethod
+    def start(
+        cls, config: TrainConfig, run: Path, segment: int, ranks: Ranks, place: Place, console: Console
+    ) -> Metering:
+        """Start the sampler of this node without waiting for it. All ranks must come here.
+
+        Args:
+            config: of the run.
+            run: its folder.
+            segment: number of the segment that begins.
+            ranks: the first one on each node leads it.
+            place: of this rank.
+            console: where lines go.
+
+        Raises:
+            ConfigError: if carbon's source does not know the place.
+            MissingExtra: if carbon's source is not installed.
+        """
+        places = [Place(*other) for other in ranks.gather(tuple(place))]
+        nodes = tuple(dict.fromkeys(other.node for other in places))
+        metering = cls(config.energy, config.carbon, run, console, nodes, None)
+        mine = [other for other in places if other.node == place.node]
+        if config.energy.sampler != "off" and config.energy.meters and mine[0] == place:
+            devices = dict.fromkeys(other.device for other in mine if other.device)
+            site = Site(tuple(other.pid for other in mine), tuple(devices))
+            path = folder.sample_path(run, segment, place.node)
+            metering.sampler = Sampler.start(path, config.energy, site, place.node, {"segment": segment})
+        try:
+            metering.intensity = ranks.leader_does(config.carbon.resolve)
+        except BaseException:
+            metering.stop()
+            raise
+        if metering.intensity is not None:
+            metering.poller = config.carbon.follow(run, metering.intensity)
+        return metering
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the manifest says; only the leading rank knows it all."""
+        energy = {"config": self.energy.model_dump(mode="json"), "nodes": list(self.nodes)}
+        return {"energy": energy} | ({"carbon": self.carbon.facts(self.intensity)} if self.intensity else {})
+
+    def ready(self) -> None:
+        """Wait for the sampler, but not for long, and print what is metered."""
+        if self.sampler is None:
+            return
+        state = self.sampler.ready(READY_WITHIN_S)
+        if isinstance(state, Unavailable):
+            self.console.line(f"energy: not metered: {state.reason}")
+            return
+        self.console.line(f"energy: {_sources(state) or 'no meter can be read'}")
+        if self.energy.meters != EnergyConfig().meters:  # they were chosen by hand
+            for kind, missing in state.unavailable:
+                self.console.line(f"not available: {kind}: {'; '.join(filter(None, (missing.reason, missing.remedy)))}")
+        elif state.unavailable:
+            kinds = ", ".join(dict.fromkeys(kind for kind, _ in state.unavailable))
+            self.console.line(f"not available: {kinds} (why: perjoule doctor)")
+
+    def watch(self) -> None:
+        """See once a second whether the sampler still lives; cheap enough for every step."""
+        if self.sampler is None or (now := time.monotonic()) < self._next_s:
+            return
+        self._next_s = now + WATCH_EVERY_S
+        if note := self.sampler.watch():
+            self.console.line(f"energy: {note}")
+
+    def budgets(self, stop: StopConfig, ranks: Ranks) -> tuple[Budget, ...]:
+        """Return what the run may use of energy and carbon; the leading rank watches it, the others have none.
+
+        Raises:
+            MeterUnavailable: on every rank if nothing is metered that a budget could be held against.
+        """
+        if stop.energy is None and stop.carbon is None:
+            return ()
+        return ranks.leader_does(lambda: tuple(self._budgets(stop))) or ()
+
+    def _budgets(self, stop: StopConfig) -> Iterator[Budget]:
+        """Yield the budgets with the meters that they are held against."""
+        from perjoule.measure.live import LiveEnergy
+
+        state = self.sampler.ready(READY_WITHIN_S) if self.sampler else Unavailable("no sampler was started")
+        if isinstance(state, Unavailable):
+            raise MeterUnavailable(f"the run is to end at a budget, but nothing is metered: {state.reason}")
+        sources, live = _sources(state), LiveEnergy(self.run)
+        if not sources:
+            missing = "; ".join(f"{kind}: {one.reason}" for kind, one in state.unavailable)
+            raise MeterUnavailable(f"the run is to end at a budget, but no meter gives energy: {missing}")
+        if stop.energy is not None:
+            yield Budget(stop.energy, "J", live.read, sources)
+        if stop.carbon is not None:
+            begins_with = self.intensity
+            assert begins_with is not None  # this is the leading rank
+            if isinstance(begins_with, Unavailable):
+                raise MeterUnavailable(f"the run is to end at a carbon budget, but: {begins_with.reason}")
+            emitted = Emitted(live.read, lambda: self._g_per_kwh(begins_with))
+            yield Budget(stop.carbon, "gCO2e", emitted.read, f"{sources}; {begins_with.source}")
+
+    def _g_per_kwh(self, begins_with: Intensity) -> float:
+        """Return the intensity in force, PUE included."""
+        g_per_kwh = begins_with.g_per_kwh
+        if self.carbon.is_live and len(fetched := read_carbon_series(self.run).g_per_kwh):
+            g_per_kwh = float(fetched[-1])
+        return self.carbon.pue * g_per_kwh
+
+    def stop(self) -> None:
+        """End the sampler, which takes a last reading. May be called twice."""
+        if self.poller is not None:
+            self.poller.stop()
+        if self.sampler is not None:
+            self.sampler.stop()
+            self.sampler = None
+
+
+def _sources(state: SamplerState) -> str:
+    """Return what the energy of a node is made of: ``measured: package-0 dram-0, modelled: ram``; "" if of nothing."""
+    domains: dict[str, list[str]] = {}
+    for sensor in outermost([read_sensor(channel) for channel in state.channels]):
+        domains.setdefault("modelled" if sensor.modelled else "measured", []).append(sensor.domain)
+    return ", ".join(f"{how}: {' '.join(names)}" for how, names in sorted(domains.items()))

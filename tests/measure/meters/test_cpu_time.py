@@ -1,0 +1,223 @@
+"""The modelled energy of the processor: exact CPU time, stated watts."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from tests.measure.meters.conftest import Build
+
+from perjoule.measure.contract import Form, Meter, Unavailable
+from perjoule.measure.meters import cpu_time
+from perjoule.measure.meters.cpu_time import CpuClocks, CpuTimeConfig, cpu_time_ns, descendants, physical_cores
+
+WORK = "import time; end = time.process_time() + {}\nwhile time.process_time() < end: pass\nprint('done', flush=True)\n"
+ASLEEP = "import sys; sys.stdin.read()"
+Start = Callable[[str], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start Python programs that end with the test at the latest."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_(program: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-S", "-c", program]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        return started[-1]
+
+    yield start_
+    for process in started:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture
+def rescan_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_time, "_RESCAN_S", 0.0)
+
+
+def line(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def only(found: tuple[Meter | Unavailable, ...]) -> Meter:
+    (meter,) = found
+    assert not isinstance(meter, Unavailable), meter
+    return meter
+
+
+def energy_uj(meter: Meter) -> int:
+    raw = meter.read()
+    assert isinstance(raw, int)
+    return raw
+
+
+def burn(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_clock_of_another_process_is_exact(start: Start) -> None:
+    assert cpu_time_ns(os.getpid()) == pytest.approx(time.process_time_ns(), abs=5e6)
+    child = start(WORK.format(0.05) + ASLEEP)
+    line(child)
+    spent_ns = cpu_time_ns(child.pid)
+    assert spent_ns >= 50e6
+    assert cpu_time_ns(child.pid) >= spent_ns
+    child.communicate(timeout=20)
+    with pytest.raises(OSError):
+        cpu_time_ns(child.pid)
+
+
+def test_energy_is_idle_power_times_time_plus_active_power_times_cpu_time(build: Build) -> None:
+    before_s, before_cpu_s = time.monotonic(), time.process_time()
+    meter = only(build(CpuTimeConfig(active_w_per_core=12, idle_w_per_core=2, cores=3), os.getpid()))
+    inner_s, inner_cpu_s = time.monotonic(), time.process_time()
+    burn(0.1)
+    low_s, low_cpu_s = time.monotonic() - inner_s, time.process_time() - inner_cpu_s
+    used_uj = energy_uj(meter)
+    high_s, high_cpu_s = time.monotonic() - before_s, time.process_time() - before_cpu_s
+    share = physical_cores(os.sched_getaffinity(0)) / len(os.sched_getaffinity(0))
+    assert 6e6 * low_s + 10e6 * share * low_cpu_s <= used_uj <= 6e6 * high_s + 10e6 * share * high_cpu_s
+    assert meter.sensor.idle_w == 6
+    assert meter.sensor.limit_w == 36
+
+
+def test_figure_is_said_to_be_modelled_with_its_watts_cores_and_source(build: Build) -> None:
+    sensor = only(build(CpuTimeConfig(cores=2), os.getpid())).sensor
+    assert (sensor.domain, sensor.scope, sensor.form, sensor.unit) == ("cpu", "process", Form.COUNTER, "µJ")
+    assert (sensor.modelled, sensor.accuracy) == (True, (0.5, 2.0))
+    assert sensor.method == (
+        "modelled from CPU time: 7 W a busy and 1 W an idle core, 2 cores "
+        "(median data-sheet power per core of 12 processors; not of this machine)"
+    )
+    given = CpuTimeConfig(active_w_per_core=9.5, idle_w_per_core=0.5)
+    assert "9.5 W a busy and 0.5 W an idle core" in only(build(given, os.getpid())).sensor.method
+    assert only(build(given, os.getpid())).sensor.method.endswith("(watts given by the user)")
+    partly = only(build(CpuTimeConfig(active_w_per_core=9.5), os.getpid())).sensor.method
+    assert "(partly given by the user, else median data-sheet power" in partly
+
+
+def test_config_that_went_to_another_process_says_the_same_of_its_source(build: Build) -> None:
+    sent = CpuTimeConfig.model_validate_json(CpuTimeConfig().model_dump_json())
+    assert "given by the user" not in only(build(sent, os.getpid())).sensor.method
+
+
+def test_default_of_the_watts_is_the_median_of_the_table() -> None:
+    assert cpu_time.__doc__ is not None
+    rows = [row.split("=") for row in cpu_time.__doc__.splitlines() if " W / " in row]
+    values = [float(part.split()[0]) for row in rows for part in row[1:]]
+    assert len(values) == 12
+    median = sum(sorted(values)[5:7]) / 2
+    assert CpuTimeConfig().active_w_per_core == pytest.approx(median, abs=0.2)
+    assert min(values) == pytest.approx(7.0 * 0.5, abs=0.1) and max(values) < 7.0 * 2.0
+
+
+def test_cores_are_those_that_the_processes_may_use(build: Build, start: Start) -> None:
+    child = start(ASLEEP)
+    first = min(os.sched_getaffinity(0))
+    os.sched_setaffinity(child.pid, {first})
+    alone = physical_cores({first})
+    assert only(build(CpuTimeConfig(), child.pid)).sensor.idle_w == pytest.approx(alone)
+    everything = physical_cores(os.sched_getaffinity(0))
+    assert only(build(CpuTimeConfig(), child.pid, os.getpid())).sensor.idle_w == pytest.approx(everything)
+
+
+@pytest.mark.parametrize(
+    ("siblings", "cores"), [(["0,2", "1,3", "0,2", "1,3"], 2.0), (["0-1", "0-1", "2", "3"], 3.0), (["", "", "", ""], 4)]
+)
+def test_hyper_threads_are_parts_of_a_physical_core(siblings: list[str], cores: float, tmp_path: Path) -> None:
+    for number, listing in enumerate(siblings):
+        folder = tmp_path / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{listing}\n")
+    assert physical_cores(range(4), tmp_path) == cores
+
+
+def test_time_of_all_processes_is_added_and_that_of_one_that_ended_is_kept(start: Start) -> None:
+    ready = "print('ready', flush=True)\n"
+    busy, other = start(ready + ASLEEP + "\n" + WORK.format(0.05) + "time.sleep(60)"), start(ready + ASLEEP)
+    assert line(busy) == line(other) == b"ready\n"
+    clocks = CpuClocks((busy.pid, other.pid))
+    assert clocks.spent_ns() < 40e6
+    assert busy.stdin is not None
+    busy.stdin.close()
+    assert line(busy) == b"done\n"
+    spent_ns = clocks.spent_ns()
+    assert spent_ns >= 50e6
+    busy.kill()
+    busy.wait()
+    assert spent_ns <= clocks.spent_ns() < spent_ns + 20e6
+
+
+@pytest.mark.usefixtures("rescan_always")
+def test_time_of_processes_that_the_run_starts_is_counted_and_that_of_this_process_is_not(start: Start) -> None:
+    program = (
+        "import subprocess, sys\n"
+        "sys.stdin.readline()\n"
+        f"loader = subprocess.Popen([sys.executable, '-S', '-c', {WORK.format(0.05) + ASLEEP!r}], stdin=0, stdout=1)\n"
+        "loader.wait()\n"
+    )
+    run = start(program)
+    clocks = CpuClocks((run.pid,))
+    assert run.stdin is not None
+    run.stdin.write(b"\n")
+    run.stdin.flush()
+    assert line(run) == b"done\n"
+    spent_ns = clocks.spent_ns()
+    assert spent_ns >= 50e6
+    assert len(descendants((run.pid,))) == 1
+    before_ns = clocks.spent_ns()
+    burn(0.05)
+    assert clocks.spent_ns() - before_ns < 40e6
+    assert run.pid in descendants((os.getpid(),))
+    assert os.getpid() not in descendants((os.getppid(),))
+
+
+def test_child_from_before_counts_only_from_now_on(start: Start) -> None:
+    child = start(WORK.format(0.05) + ASLEEP)
+    line(child)
+    begun_ns = time.process_time_ns()
+    clocks = CpuClocks((os.getpid(),))
+    spent_ns = clocks.spent_ns()
+    assert spent_ns < time.process_time_ns() - begun_ns + 20e6
+
+
+def test_energy_never_falls_when_a_number_is_given_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100, 900, 30, 50])
+    monkeypatch.setattr(cpu_time, "cpu_time_ns", lambda pid: next(times))
+    monkeypatch.setattr(cpu_time, "descendants", lambda pids: set())
+    clocks = CpuClocks((77,))
+    assert [clocks.spent_ns(), clocks.spent_ns(), clocks.spent_ns()] == [800, 800, 800]
+
+
+def test_nothing_to_meter_and_systems_without_the_clock_are_unavailable(
+    build: Build, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build(CpuTimeConfig()) == (Unavailable("there is no process to meter"),)
+    ended = start("pass")
+    ended.communicate(timeout=20)
+    assert build(CpuTimeConfig(), ended.pid) == (Unavailable("the run's process has ended"),)
+
+    def missing(clock: int) -> int:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr("time.clock_gettime_ns", missing)
+    (unknown,) = build(CpuTimeConfig(), os.getpid())
+    assert isinstance(unknown, Unavailable)
+    assert unknown.reason == "only Linux has such clocks: [Errno 22] Invalid argument"
+
+
+def test_busy_core_below_an_idle_one_is_refused() -> None:
+    with pytest.raises(ValidationError, match="active_w_per_core must be at least idle_w_per_core"):
+        CpuTimeConfig(active_w_per_core=1, idle_w_per_core=2)
