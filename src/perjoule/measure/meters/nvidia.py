@@ -2,8 +2,9 @@
 
 What a reading is depends on the generation (``_SENSORS``; Yang et al., arXiv 2312.02741, and NVML's own text). A power
 sensor shows, every 20 to 100 ms, the mean over a *window* that may be a quarter of that time or ten times as long. The
-gain of these sensors is uncertain by 5 %, which every figure carries. Only energy and power are ever asked for: a list
-of processes would hold the driver's lock for milliseconds.
+gain of these sensors is uncertain: eight cards against an external meter read 6 % too little to 11 % too much, which
+every figure carries. Only energy and power are ever asked for: a list of processes would hold the driver's lock for
+milliseconds.
 
 A GPU is named by its UUID, because CUDA and NVML number devices differently. On Grace Hopper the counter holds the
 whole module, processor and memory included, and so says its scope. An instance of a partitioned GPU (MIG) has no
@@ -21,7 +22,8 @@ from typing import Any, Literal
 from perjoule.config import Config
 from perjoule.measure.contract import Form, Meter, Sensor, Site, Unavailable
 
-_ACCURACY = (0.95, 1.05)
+_ACCURACY = (0.90, 1.08)
+"""The truth over the reading of the cards that Yang et al. metered: 0.90 (RTX 2060 Super) to 1.07 (RTX 2080 Ti)."""
 _REFRESH_S = 0.1
 
 

@@ -40,8 +40,8 @@ class ReplayConfig(Config):
     """Refresh of the recorded sensor; the median distance of the rows if not given."""
     window_s: float | None = Field(default=None, ge=0)
     """Averaging window of the recorded sensor."""
-    accuracy: tuple[float, float] = (1.0, 1.0)
-    """95 % of true values lie between a reading times the first and times the second."""
+    accuracy: tuple[float, float] = (0.90, 1.08)
+    """95 % of true values lie between a reading times the first and times the second; by default as for GPUs."""
     idle_w: float | None = Field(default=None, ge=0)
     """Power that the recorded device never falls below."""
     limit_w: float | None = Field(default=None, gt=0)
