@@ -1,7 +1,7 @@
 """perjoule: train it, and know what it cost.
 
 ``perjoule.train(config)`` trains and records one model; ``perjoule.load(recipe, *overrides)`` resolves its
-configuration from a file and ``key=value`` strings.
+configuration from a file and ``key=value`` strings; ``with perjoule.measure():`` records any other training loop.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perjoule.measure.session import measure as measure
     from perjoule.train.run import train as train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "train"]
+__all__ = ["__version__", "load", "measure", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a verb when it is first used, so that ``import perjoule`` costs nothing."""
-    if name == "train":
-        return importlib.import_module("perjoule.train")
+    if name in {"measure", "train"}:
+        return importlib.import_module(f"perjoule.{name}")
     raise AttributeError(f"module 'perjoule' has no attribute {name!r}")
 
 

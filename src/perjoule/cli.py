@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = verbs.add_parser("doctor", parents=[shared], help="what this machine can do and measure, and how well")
     doctor.add_argument("--again", action="store_true", help="measure anew instead of showing what is known")
+    doctor.add_argument("--overhead", action="store_true", help="measure what recording costs, in a minute")
+    doctor.add_argument("--quick", action="store_true", help="with --overhead: a few steps only")
     doctor.set_defaults(verb=_doctor)
     return parser
 
@@ -181,8 +183,10 @@ def _report(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     """Measure this machine and print what was found."""
     _set_wait_policy()
-    from perjoule.train.doctor import examine
+    from perjoule.train.doctor import examine, measure_overhead
 
-    for line in examine(again=options.again):
-        print(line)
+    if options.quick and not options.overhead:
+        raise ConfigError("--quick shortens the overhead experiment: give --overhead as well")
+    for line in measure_overhead(options.quick) if options.overhead else examine(again=options.again):
+        print(line, flush=True)
     return 0

@@ -15,7 +15,7 @@ _MODULE = dedent(
 
     class WildConfig(Config):
         kind: Literal["wild"] = "wild"
-        habit: Literal["good", "raises", "returns text", "hangs", "no build", "is slow to build"] = "good"
+        habit: Literal["good", "100 W", "raises", "returns text", "hangs", "no build", "is slow to build"] = "good"
         device: str = ""
 
         def build(self, site):
@@ -32,6 +32,8 @@ _MODULE = dedent(
 
         def read(self):
             self.num += 1
+            if self.habit == "100 W":
+                return time.monotonic_ns() // 10
             if self.num % 2 == 0:
                 if self.habit == "raises":
                     raise ValueError("a bad day")

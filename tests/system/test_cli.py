@@ -170,21 +170,35 @@ def test_report_shows_a_run_and_compares_two(trained: Path, tmp_path: Path, caps
     assert page.read_text(encoding="utf-8").count("small") > 1
 
 
-def test_doctor_says_what_the_machine_can_do_and_keeps_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from perjoule.train import probe
+@pytest.fixture
+def small_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from functools import partial
+
+    from perjoule.train import doctor, probe
 
     monkeypatch.setenv("PERJOULE_CACHE", str(tmp_path))
     monkeypatch.setattr(probe, "SHAPES", ((64, 64, 64),))
+    monkeypatch.setattr(doctor, "meter_lines", partial(doctor.meter_lines, 0.0))
+
+
+def test_doctor_says_what_the_machine_can_do_and_keeps_it(
+    small_probes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from perjoule.train import probe
+
     assert main(["doctor"]) == 0
     first = capsys.readouterr().out
     for expected in (
         r"^matmul +float32-highest +[\d.]+ [GMT]FLOP/s +relative error \d",
         r"^matmul +bf16 ",
         r"^memory ",
+        r"^meter +cpu_time +cpu: counter, modelled, scope process; refresh .*, window not known, resolution 1 µs, "
+        r"read in [\d.]+ [µm]s; modelled from CPU time",
+        r"^meter +nvidia +not available: ",
+        r"^meter +replay +not available: needs to be told path; energy\.meters=\[{kind: replay, path: …}\]$",
+        r"^overhead +not measured: perjoule doctor --overhead$",
     ):
-        assert re.search(expected, first, re.MULTILINE)
+        assert re.search(expected, first, re.MULTILINE), expected
     assert list(tmp_path.glob("machine-*.json"))
     monkeypatch.setattr(probe, "best_s", lambda run, budget_s: 1.0)  # a machine that has become very busy
     assert main(["doctor"]) == 0
@@ -192,6 +206,24 @@ def test_doctor_says_what_the_machine_can_do_and_keeps_it(
     assert set(kept) <= set(capsys.readouterr().out.splitlines()), "what was better before is kept"
     assert main(["doctor", "--again"]) == 0
     assert re.search(r"^memory +copy bandwidth +512 MB/s", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_doctor_measures_what_recording_costs_when_asked(
+    small_probes: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--overhead", "--quick"]) == 0
+    found = capsys.readouterr().out
+    arms = "no-op again", "time", "energy", "synchronised energy", "synchronising"
+    for arm in arms:
+        assert re.search(rf"^overhead +{arm} +\d\.\d{{3}} \[\d\.\d{{3}}, \d+\.\d{{3}}\]", found, re.MULTILINE), arm
+    assert main(["doctor"]) == 0
+    assert set(found.splitlines()) <= set(capsys.readouterr().out.splitlines()), "and keeps it"
+
+
+def test_doctor_has_nothing_to_hurry_without_the_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--quick"]) == 2
+    expected = "perjoule: --quick shortens the overhead experiment: give --overhead as well\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_the_package_itself_is_the_verb(tiny: Tiny) -> None:

@@ -12,7 +12,9 @@ import torch
 from tests.system.tiny import Tiny, metrics, resume, run_of, segments
 
 from perjoule.core.errors import ConfigError, MeterUnavailable, TrainingDiverged
+from perjoule.core.units import si
 from perjoule.measure.contract import Unavailable
+from perjoule.measure.live import LiveEnergy
 from perjoule.measure.sampler import Sampler
 from perjoule.runs.folder import CHECKPOINTS, SAMPLES, event_path, read_manifest
 from perjoule.runs.journal import read_journal
@@ -163,13 +165,13 @@ def test_an_energy_budget_ends_a_run_in_good_order(
 
 
 def test_a_resumed_run_counts_the_energy_of_all_segments(tiny: Tiny, replay: str) -> None:
-    first = tiny.train("stop={energy: 20 J}", replay)
-    run = run_of(first)
-    again = resume(run)
-    assert again.step == first.step, "the energy was used up, and no step is left"
-    further = resume(run, "stop.energy=60 J")
-    assert further.step > first.step
-    assert further.reason == "reached 60 J (measured: replay)"
+    run = run_of(tiny.train("stop={energy: 120 J}", replay))
+    first_j = LiveEnergy(run).read()
+    assert isinstance(first_j, float)
+    again = resume(run, f"stop.energy={first_j + 20:.0f}")
+    assert again.reason == f"reached {si(round(first_j + 20), 'J')} (measured: replay)"
+    before_ns, _, _ = samples_of(run, 1).of(0)
+    assert (before_ns[-1] - before_ns[0]) / 1e9 * 100 < 120, "only what the first segment had left was used"
 
 
 def test_a_carbon_budget_counts_intensity_and_pue(tiny: Tiny, replay: str) -> None:
@@ -188,11 +190,11 @@ def test_a_carbon_budget_counts_intensity_and_pue(tiny: Tiny, replay: str) -> No
     [
         (
             ("stop={energy: 20 J}", "energy={sampler: thread, meters: [nvidia, memory]}"),
-            "the run is to end at a budget, but no meter gives energy: nvidia: the run uses no CUDA device",
+            "stop.energy needs a meter that gives energy, and there is none: nvidia: the run uses no CUDA device",
         ),
         (
             ("stop={carbon: 1 g}", "carbon={source: electricity_maps, zone: DE}", *THREAD),
-            "the run is to end at a carbon budget, but: Electricity Maps needs a token",
+            "stop.carbon needs the carbon intensity of the grid: Electricity Maps needs a token",
         ),
     ],
     ids=["energy", "carbon"],
@@ -213,10 +215,27 @@ def test_a_budget_without_a_sampler_says_why_it_has_none(
     tiny: Tiny, stopped: list[Sampler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Sampler, "ready", lambda sampler, timeout_s: Unavailable("the sampler ended: signal 9"))
-    expected = "the run is to end at a budget, but nothing is metered: the sampler ended: signal 9"
+    expected = "stop.energy needs a meter, but nothing is metered: the sampler ended: signal 9"
     with pytest.raises(MeterUnavailable, match=expected):
         tiny.train("stop={energy: 20 J}", *THREAD)
     assert stopped
+
+
+def test_codecarbon_meters_the_whole_segment_besides_when_asked(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace: list[object] = []
+
+    class Referee:
+        @classmethod
+        def start(cls, location: str | None) -> "Referee":
+            trace.append(location)
+            return cls()
+
+        def stop(self, run: Path, segment: int, node: str) -> None:
+            trace.append((run.name, segment, node, (run / CHECKPOINTS / "00000005").is_dir()))
+
+    monkeypatch.setattr("perjoule.train.metering.Referee", Referee)
+    tiny.train("name=checked", *THREAD, "energy.cross_check=codecarbon", "carbon.location=DEU")
+    assert trace == ["DEU", ("checked", 0, platform.node(), True)]
 
 
 def test_a_place_that_carbon_does_not_know_ends_the_sampler_too(

@@ -67,7 +67,7 @@ def test_the_first_rank_of_each_node_looks_after_its_sampler(
 
     monkeypatch.setattr("perjoule.train.metering.Sampler.start", start_sampler)
     config = perjoule.load(None, *tiny.arguments("energy.sampler=process")).config
-    led = []
+    led: list[object] = []
     for rank, place in enumerate(places):
         metering = Metering.start(config, tmp_path, 2, Peers(rank, 1), place, Console(silent=True))
         led.append(metering.sampler)

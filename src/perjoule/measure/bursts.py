@@ -5,8 +5,8 @@ the sensor has time to settle; so it has while only ``forward`` and ``backward``
 backward's. What is recorded are ordinary phases, all in step 0::
 
     calibrate                       one for each burst, in the order they were given
-      calibrate/forward             each of the burst's parts, again and again
-      calibrate/backward
+      calibrate/forward             each of the burst's parts, again and again; where there is only one, its
+      calibrate/backward            repetitions between two pauses are one phase, because they may last microseconds
 
 A short random pause every now and then keeps a burst from beating in time with the sensor's refresh.
 """
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from perjoule.measure.recorder import Recorder
+from perjoule.measure.recorder import Recorder, Timed
 
 CALIBRATE = "calibrate"
 PAUSE_S = 0.5
@@ -107,14 +107,25 @@ def _run(
         while count := agree(_next_count(num_repeats, time.monotonic() - begun, seconds)):
             if num_repeats:
                 time.sleep(chance.uniform(0, MAX_BREAK_S))
-            for _ in range(count):
-                for phase, work in parts:
-                    with phase:
-                        work()
+            _repeat(parts, count)
             fence()
             num_repeats += count
         lasted_s = time.monotonic() - begun
     return Repeated(burst.name, num_repeats, lasted_s)
+
+
+def _repeat(parts: Sequence[tuple[Timed, Callable[[], object]]], count: int) -> None:
+    """Run the parts in turn, recorded."""
+    if len(parts) == 1:
+        ((phase, work),) = parts
+        with phase:
+            for _ in range(count):
+                work()
+        return
+    for _ in range(count):
+        for phase, work in parts:
+            with phase:
+                work()
 
 
 def _next_count(num_repeats: int, lasted_s: float, seconds: float) -> int:

@@ -43,7 +43,7 @@ class Recorder:
     ) -> None:
         self.step = 0
         self._journal = journal
-        self._device_clock = device_clock
+        self.device_clock = device_clock
         self._fence = fence
         self._policy = policy
 
@@ -59,8 +59,8 @@ class Recorder:
         for method, kind in (("__enter__", BEGIN), ("__exit__", END)):
             code = self._journal.code(name, kind)
             write = self._journal.edge(code, self)
-            if self._device_clock is not None:
-                mark = self._device_clock.edge(code, self)
+            if self.device_clock is not None:
+                mark = self.device_clock.edge(code, self)
                 write = _both(write, mark) if kind == BEGIN else _both(mark, write)  # marking counts to the phase
             methods[method] = _after(self._fence, write) if fences else write
         recorded: Timed = type("Phase", (), {"__slots__": (), **methods})()
@@ -68,8 +68,8 @@ class Recorder:
 
     def close(self) -> None:
         """Close the journals."""
-        if self._device_clock is not None:
-            self._device_clock.close()
+        if self.device_clock is not None:
+            self.device_clock.close()
         if self._journal is not None:
             self._journal.close()
 

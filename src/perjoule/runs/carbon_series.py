@@ -6,8 +6,7 @@ and intensity are joined by time and not by segment.
 
 from __future__ import annotations
 
-import json
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perjoule.core.errors import RunFolderError
+from perjoule.runs.lines import append_line, read_lines
 
 CARBON = "carbon.jsonl"
 Floats = NDArray[np.float64]
@@ -42,8 +41,8 @@ class CarbonSeries:
     failures: tuple[str, ...] = ()
 
 
-def append_intensity(run: Path, line: dict[str, Any]) -> None:
-    """Append one line in one system call; a line that a kill cut off before stays by itself.
+def append_intensity(run: Path, line: Mapping[str, Any]) -> None:
+    """Append a value or a failure.
 
     Args:
         run: the run folder.
@@ -52,17 +51,7 @@ def append_intensity(run: Path, line: dict[str, Any]) -> None:
     Raises:
         RunFolderError: if the disk is full or the folder is gone.
     """
-    path = run / CARBON
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            size = os.fstat(descriptor).st_size
-            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            os.write(descriptor, (("\n" if torn else "") + json.dumps(line, allow_nan=False) + "\n").encode())
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+    append_line(run / CARBON, line)
 
 
 def read_carbon_series(run: Path) -> CarbonSeries:
@@ -71,19 +60,13 @@ def read_carbon_series(run: Path) -> CarbonSeries:
     Raises:
         RunFolderError: if the file exists and cannot be read.
     """
-    path = run / CARBON
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    except OSError as error:
-        raise RunFolderError(f"cannot read {path}: {error.strerror}") from error
     values: list[tuple[float, float]] = []
     zone, kind, num_estimated, failures = "", "", 0, []
-    for line in lines:
+    for entry in read_lines(run / CARBON):
+        if "unavailable" in entry:
+            failures.append(str(entry["unavailable"]))
+            continue
         try:
-            entry = json.loads(line)
-            if "unavailable" in entry:
-                failures.append(str(entry["unavailable"]))
-                continue
             values.append((float(entry["t_wall_s"]), float(entry["g_per_kwh"])))
         except (ValueError, KeyError, TypeError):
             continue

@@ -1,4 +1,4 @@
-"""``cross_check.json``: what CodeCarbon says about the same run, one entry per segment that it metered."""
+"""``cross_check.jsonl``: what CodeCarbon says about the same run, one line per segment and node that it metered."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from perjoule.core.errors import RunFolderError
-from perjoule.runs.files import read_json, write_json
+from perjoule.runs.lines import append_line, read_lines
 
-CROSS_CHECK = "cross_check.json"
+CROSS_CHECK = "cross_check.jsonl"
 
 
 @dataclass(frozen=True)
 class CrossCheck:
-    """One segment as CodeCarbon saw it.
+    """One segment on one node as CodeCarbon saw it.
 
     Args:
         segment: its number.
@@ -32,27 +31,27 @@ class CrossCheck:
 
 
 def add_cross_check(run: Path, check: CrossCheck) -> None:
-    """Add an entry, atomically.
+    """Append a line.
 
     Raises:
-        RunFolderError: if the file is damaged or cannot be written.
+        RunFolderError: if the disk is full or the folder is gone.
     """
-    entries = [asdict(one) for one in (*read_cross_checks(run), check)]
-    write_json(run / CROSS_CHECK, {"checks": entries})
+    append_line(run / CROSS_CHECK, asdict(check))
 
 
 def read_cross_checks(run: Path) -> tuple[CrossCheck, ...]:
-    """Return the entries of a run, in the order they were written; none if it was not checked.
+    """Return the checks of a run, in the order they were written; none if it was not checked.
 
     Raises:
-        RunFolderError: if the file cannot be read or is damaged.
+        RunFolderError: if the file exists and cannot be read.
     """
-    path = run / CROSS_CHECK
-    if not path.exists():
-        return ()
-    try:
-        return tuple(
-            CrossCheck(**{**entry, "hardware": tuple(entry["hardware"])}) for entry in read_json(path)["checks"]
+    return tuple(
+        CrossCheck(
+            segment=int(entry.get("segment") or 0),
+            node=str(entry.get("node") or ""),
+            row=dict(entry.get("row") or {}),
+            hardware=tuple(entry.get("hardware") or ()),
+            unavailable=str(entry.get("unavailable") or ""),
         )
-    except (KeyError, TypeError) as error:
-        raise RunFolderError(f"{path} is damaged: {error!r}") from error
+        for entry in read_lines(run / CROSS_CHECK)
+    )

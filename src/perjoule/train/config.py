@@ -12,6 +12,7 @@ from typing_extensions import TypeAliasType
 from perjoule.config import Component, Config
 from perjoule.core.units import parse_energy_j, parse_mass_g
 from perjoule.data import SHELF as DATA
+from perjoule.measure.bridges.stats_name import StatsName
 from perjoule.measure.carbon import CarbonConfig
 from perjoule.measure.config import EnergyConfig
 from perjoule.measure.recorder import FencePolicy
@@ -166,6 +167,9 @@ class TrainConfig(Config):
     record: RecordConfig = RecordConfig()
     energy: EnergyConfig = Field(default_factory=EnergyConfig)
     carbon: CarbonConfig = CarbonConfig()
+    stats: StatsName | None = None
+    """A ``TrainerStats`` of the course toolkit to call besides: ``simple``, ``codecarbon``, ``noop`` or your own as
+    ``module:Class``."""
     backend: BackendConfig = BackendConfig()
     debug: DebugConfig = DebugConfig()
     initial_weights: Path | None = None

@@ -1,4 +1,4 @@
-"""What this machine computes, and how well: precisions, matrix rates, bandwidth, attention, threads, compiler.
+"""What this machine computes and measures, and how well: precisions, rates, threads, compiler, meters, overhead.
 
 The rates are kept in the machine's profile, where training finds the peak for MFU and the backend its choices.
 """
@@ -12,14 +12,17 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from perjoule.core.units import byte_size, si
-from perjoule.measure import SHELF as METERS
-from perjoule.measure.contract import Unavailable
+from perjoule.measure.contract import Site, Unavailable
 from perjoule.measure.machine import MachineProfile, host_facts
+from perjoule.measure.overhead import AGAIN, NOT_MEASURED, Overhead, stored
+from perjoule.measure.sensors import Refresh
+from perjoule.measure.survey import Finding, survey
 from perjoule.models.layers.attention import KERNELS
-from perjoule.train import probe
+from perjoule.train import overhead, probe
 from perjoule.train.backend import choose, prepare
 from perjoule.train.config import BackendConfig
 from perjoule.train.distributed import Ranks
+from perjoule.train.metering import Place
 
 
 def examine(again: bool = False) -> Iterator[str]:
@@ -53,17 +56,66 @@ def examine(again: bool = False) -> Iterator[str]:
     yield f"compiler   {compiler or 'none on the path: torch.compile is not used'}"
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     yield f"gpu        {f'{cuda} CUDA devices' if cuda else 'torch sees none'}"
-    for kind in METERS.names():
-        meter = METERS.load(kind)().build()
-        if isinstance(meter, Unavailable):
-            yield f"meter      {kind:<16} unavailable: {meter.reason}"
-        else:
-            yield f"meter      {kind:<16} {meter.read()} {meter.unit}, {meter.scope}, {meter.method}"
-            meter.close()
+    yield from meter_lines()
     backend = choose(BackendConfig(), torch.device("cpu"), early, profile)
     for line in backend.why:
         yield f"auto       {line}"
+    device = "cuda" if cuda else "cpu"
+    yield from overhead_lines(stored(profile, device), device)
     yield f"profile    {profile.path}"
+
+
+def meter_lines(seconds: float = 1.0) -> Iterator[str]:
+    """Read every meter of the shelf for some seconds and yield a line for each quantity, with what would help."""
+    cuda = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    devices = tuple(Place.here(torch.device("cuda", index)).device for index in cuda)
+    for kind, found in survey(Site((os.getpid(),), devices), seconds):
+        if isinstance(found, Unavailable):
+            yield f"meter      {kind:<10} not available: {'; '.join(filter(None, (found.reason, found.remedy)))}"
+        else:
+            yield f"meter      {kind:<10} {_qualities(found)}"
+
+
+def measure_overhead(quick: bool = False) -> Iterator[str]:
+    """Run the overhead experiment and yield what was found.
+
+    Args:
+        quick: take so few steps that the figures mean little.
+    """
+    name = "cuda" if torch.cuda.is_available() else "cpu"
+    yield from overhead_lines(overhead.measure(MachineProfile(), torch.device(name), quick), name)
+
+
+def overhead_lines(found: Overhead | None, device: str) -> Iterator[str]:
+    """Yield a line for each arm of the overhead experiment."""
+    if found is None:
+        yield f"overhead   {NOT_MEASURED}"
+        return
+    turns = f"{found.num_rounds} blocks of {found.num_steps} steps in turn, 95 % intervals"
+    yield f"overhead   {device}: a step of {si(found.step_s, 's')} takes so many times as long ({turns}):"
+    for arm, ratio in found.ratios.items():
+        yield f"overhead   {arm:<20} {ratio}{'  the band: nothing within it can be told apart' * (arm == AGAIN)}"
+    yield f"overhead   {'synchronising':<20} {found.synchronising}  synchronised energy over energy"
+
+
+def _qualities(found: Finding) -> str:
+    """Return what a meter is and how good."""
+    sensor = found.sensor
+    how = "modelled" if sensor.modelled else "measured"
+    window = "not known" if sensor.window_s is None else si(sensor.window_s, "s")
+    return (
+        f"{sensor.domain}: {sensor.form}, {how}, scope {sensor.scope}; {_refresh(found.refresh)}, window {window}, "
+        f"resolution {si(sensor.resolution_s, 's')}, read in {si(found.read_s, 's')}; {sensor.method}"
+    )
+
+
+def _refresh(seen: Refresh | Unavailable) -> str:
+    """Return how often a sensor was seen to change."""
+    if isinstance(seen, Unavailable):
+        return f"refresh not seen ({seen.reason})"
+    if seen.only_bounded:
+        return f"refresh at most {si(seen.high_s, 's')}"
+    return f"refresh {si(seen.period_s, 's')} [{si(seen.low_s, 's')}, {si(seen.high_s, 's')}]"
 
 
 def _compared(seconds: Mapping[str, float]) -> str:

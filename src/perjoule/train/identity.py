@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "record.",
     "energy.",
     "carbon.",
+    "stats",
     "debug.",
     "backend.",
     "batch.accumulation",

@@ -18,9 +18,11 @@ import torch
 
 from perjoule.core.errors import MeterUnavailable
 from perjoule.measure.book import read_sensor
+from perjoule.measure.bridges.codecarbon import Referee
 from perjoule.measure.carbon import CarbonConfig, Intensity
 from perjoule.measure.config import EnergyConfig
 from perjoule.measure.contract import Site, Unavailable
+from perjoule.measure.live import LiveEnergy
 from perjoule.measure.machine import device_name
 from perjoule.measure.sampler import Sampler, SamplerState
 from perjoule.measure.scopes import outermost
@@ -71,21 +73,27 @@ class Metering:
         energy: which meters.
         carbon: where the electricity is from.
         run: the run folder.
+        segment: number of the segment.
+        node: name of this machine.
         console: where lines go.
         nodes: names of all nodes of the run.
         sampler: None on ranks that do not lead their node, and where nothing is metered.
         intensity: what a kWh emits when the segment begins; None on ranks that do not lead.
         poller: fetches it again and again, where it changes.
+        referee: CodeCarbon beside our meters, where it was asked for.
     """
 
     energy: EnergyConfig
     carbon: CarbonConfig
     run: Path
+    segment: int
+    node: str
     console: Console
     nodes: tuple[str, ...]
     sampler: Sampler | None
     intensity: Intensity | Unavailable | None = None
     poller: Poller | None = None
+    referee: Referee | None = None
     _next_s: float = 0.0
 
     @classmethod
@@ -104,18 +112,20 @@ class Metering:
 
         Raises:
             ConfigError: if carbon's source does not know the place.
-            MissingExtra: if carbon's source is not installed.
+            MissingExtra: if carbon's source, or CodeCarbon for the cross-check, is not installed.
         """
         places = [Place(*other) for other in ranks.gather(tuple(place))]
         nodes = tuple(dict.fromkeys(other.node for other in places))
-        metering = cls(config.energy, config.carbon, run, console, nodes, None)
+        metering = cls(config.energy, config.carbon, run, segment, place.node, console, nodes, None)
         mine = [other for other in places if other.node == place.node]
-        if config.energy.sampler != "off" and config.energy.meters and mine[0] == place:
+        if mine[0] == place and config.energy.sampler != "off" and config.energy.meters:
             devices = dict.fromkeys(other.device for other in mine if other.device)
             site = Site(tuple(other.pid for other in mine), tuple(devices))
             path = folder.sample_path(run, segment, place.node)
             metering.sampler = Sampler.start(path, config.energy, site, place.node, {"segment": segment})
         try:
+            if mine[0] == place and config.energy.cross_check is not None:
+                metering.referee = Referee.start(config.carbon.location)
             metering.intensity = ranks.leader_does(config.carbon.resolve)
         except BaseException:
             metering.stop()
@@ -165,22 +175,21 @@ class Metering:
 
     def _budgets(self, stop: StopConfig) -> Iterator[Budget]:
         """Yield the budgets with the meters that they are held against."""
-        from perjoule.measure.live import LiveEnergy
-
+        what = "stop.energy" if stop.energy is not None else "stop.carbon"
         state = self.sampler.ready(READY_WITHIN_S) if self.sampler else Unavailable("no sampler was started")
         if isinstance(state, Unavailable):
-            raise MeterUnavailable(f"the run is to end at a budget, but nothing is metered: {state.reason}")
+            raise MeterUnavailable(f"{what} needs a meter, but nothing is metered: {state.reason}")
         sources, live = _sources(state), LiveEnergy(self.run)
         if not sources:
             missing = "; ".join(f"{kind}: {one.reason}" for kind, one in state.unavailable)
-            raise MeterUnavailable(f"the run is to end at a budget, but no meter gives energy: {missing}")
+            raise MeterUnavailable(f"{what} needs a meter that gives energy, and there is none: {missing}")
         if stop.energy is not None:
             yield Budget(stop.energy, "J", live.read, sources)
         if stop.carbon is not None:
             begins_with = self.intensity
             assert begins_with is not None  # this is the leading rank
             if isinstance(begins_with, Unavailable):
-                raise MeterUnavailable(f"the run is to end at a carbon budget, but: {begins_with.reason}")
+                raise MeterUnavailable(f"stop.carbon needs the carbon intensity of the grid: {begins_with.reason}")
             emitted = Emitted(live.read, lambda: self._g_per_kwh(begins_with))
             yield Budget(stop.carbon, "gCO2e", emitted.read, f"{sources}; {begins_with.source}")
 
@@ -192,12 +201,15 @@ class Metering:
         return self.carbon.pue * g_per_kwh
 
     def stop(self) -> None:
-        """End the sampler, which takes a last reading. May be called twice."""
+        """End the sampler, which takes a last reading, and the referee. May be called twice."""
         if self.poller is not None:
             self.poller.stop()
         if self.sampler is not None:
             self.sampler.stop()
             self.sampler = None
+        if self.referee is not None:
+            self.referee.stop(self.run, self.segment, self.node)
+            self.referee = None
 
 
 def _sources(state: SamplerState) -> str:

@@ -204,7 +204,7 @@ class _Assembly:
             metering = session.meter()
             called = self._timed("backend", lambda: self._called(session, first, goal))
             self.startup_s["other"] = max(0.0, process_age_s() - sum(self.startup_s.values()))
-            recorder = session.begin(self.profile, self.startup_s)
+            recorder = session.begin(self.profile, self.startup_s, goal.last_step)
             goal = replace(goal, budgets=metering.budgets(config.stop, ranks))
             return self._loop(session, called, samples, goal, recorder)
         except BaseException as error:
@@ -248,6 +248,8 @@ class _Assembly:
             if config.energy.calibrate:
                 with read_on() as again:
                     calibrate(job, module, again, self.console)
+            if session.bridge is not None:
+                session.bridge.begin()
             self.console.begin()
             ending = Loop(job, progress).run()
             status = folder.STOPPED if ending.signal else folder.FINISHED

@@ -17,6 +17,8 @@ from perjoule.core import phases
 from perjoule.core.errors import PerjouleError
 from perjoule.data.contract import Samples
 from perjoule.evaluate.loss import HeldOutLoss, held_out_loss
+from perjoule.measure.bridges.stats_name import build_stats
+from perjoule.measure.bridges.trainer_stats import HookedRecorder, StatsBridge
 from perjoule.measure.bursts import phase_names
 from perjoule.measure.contract import Meter, Site, Unavailable
 from perjoule.measure.device_clock import DeviceClock
@@ -77,6 +79,7 @@ class Session:
     def __post_init__(self) -> None:
         self.place = Place.here(self.backend.device)
         self.recorder: Recorder | None = None
+        self.bridge: StatsBridge | None = None
         section = self.config.checkpoint
         self.checkpointer = Checkpointer(
             self.path / folder.CHECKPOINTS, self.module, self.optimizer, section.keep, section.asynchronous, self._saved
@@ -109,8 +112,19 @@ class Session:
             self.folder.update_segment(**self.metering.facts())
         return self.metering
 
-    def begin(self, profile: MachineProfile, startup_s: dict[str, float]) -> Recorder:
-        """Note how the segment computes, print what was chosen, and open this rank's journals."""
+    def begin(
+        self, profile: MachineProfile, startup_s: dict[str, float], num_train_steps: int | None = None
+    ) -> Recorder:
+        """Note how the segment computes, print what was chosen, and open this rank's journals.
+
+        Args:
+            profile: knows the peak of this machine, and what synchronising costs.
+            startup_s: seconds of each part of the start-up.
+            num_train_steps: last step of the run if it is known, for the user's stats.
+
+        Raises:
+            ConfigError: if the user's stats cannot be built.
+        """
         if self.segment < 0:
             self.open()
         if self.folder is not None:
@@ -129,30 +143,51 @@ class Session:
                 self.folder.update_segment(fence_overhead=cost)
         if self.metering is not None:
             self.metering.ready()
+        if self.config.stats is not None:
+            self.bridge = self._bridge(self.config.stats, num_train_steps)
         self.recorder = self._recorder()
         return self.recorder
+
+    def _bridge(self, name: str, num_train_steps: int | None) -> StatsBridge:
+        """Build the user's stats, and a folder for what they write."""
+        output = self.path / "stats"
+        output.mkdir(exist_ok=True)
+        offered = {
+            "device": self.backend.device,
+            "num_train_steps": num_train_steps,
+            "run": self.path,
+            "output_dir": output,
+            "fence": self.backend.fence,
+            "conf": self.config,
+            "say": self.console.line,
+        }
+        return StatsBridge(build_stats(name, offered), torch.tensor)
 
     def _recorder(self) -> Recorder:
         """Open this rank's journals."""
         record, fence = self.config.record, self.backend.fence
-        if not record.enabled:
-            return Recorder(None, fence, record.fence)
-        names = (*phases.RECORDED, *getattr(self.module, "phases", ()))
-        if self.config.energy.calibrate:
-            names += phase_names(phases.TRAINING)
-        facts = {"rank": self.ranks.rank, "segment": self.segment, "node": self.place.node}
-        facts["device"] = self.place.device.removeprefix("GPU-")  # as in the domains of meters
-        which = (self.path, self.segment, self.ranks.rank)
-        clock = None
-        if (new_event := self.backend.timing_event) is not None:
-            journal = JournalWriter(folder.device_event_path(*which), names, facts)
-            clock = DeviceClock(new_event, fence, journal)
-        return Recorder(JournalWriter(folder.event_path(*which), names, facts), fence, record.fence, clock)
+        journal = clock = None
+        if record.enabled:
+            names = (*phases.RECORDED, *getattr(self.module, "phases", ()))
+            if self.config.energy.calibrate:
+                names += phase_names(phases.TRAINING)
+            facts = {"rank": self.ranks.rank, "segment": self.segment, "node": self.place.node}
+            facts["device"] = self.place.device.removeprefix("GPU-")  # as in the domains of meters
+            which = (self.path, self.segment, self.ranks.rank)
+            if (new_event := self.backend.timing_event) is not None:
+                clock = DeviceClock(new_event, fence, JournalWriter(folder.device_event_path(*which), names, facts))
+            journal = JournalWriter(folder.event_path(*which), names, facts)
+        if self.bridge is None:
+            return Recorder(journal, fence, record.fence, clock)
+        recorder = HookedRecorder(journal, fence, record.fence, self.bridge)
+        recorder.device_clock = clock
+        return recorder
 
     def on_step(self, goal: Goal) -> Callable[[StepRecord], None]:
         """Return what the loop calls after each step: one line of metrics, and the progress display."""
         run = self.folder if self.config.record.enabled else None
         console, progress, segment, memory = self.console, self.progress, self.segment, _Memory(self.memory)
+        take_loss = self.bridge.take_loss if self.bridge is not None else None
         watch = self.metering.watch if self.metering is not None and self.metering.sampler is not None else None
 
         def on_step(record: StepRecord) -> None:
@@ -165,6 +200,8 @@ class Session:
                     else json.dumps({"kind": "step", "segment": segment, **_without_infinities(record)})
                 )
             console.step(record, goal.fraction(progress), progress.seconds)
+            if take_loss is not None:
+                take_loss(record.loss)
             if watch is not None:
                 watch()
 
@@ -231,10 +268,14 @@ class Session:
             with recorder.phase(phases.CHECKPOINT):
                 self.save()
         self.checkpointer.wait()
+        if self.bridge is not None:
+            self.bridge.end()
         self.close()
         if self.folder is not None:
             self.folder.end(status, reason, last_step=progress.step, seconds=progress.seconds)
         self.console.line(f"{status}: {reason}, at step {progress.step}")
+        if self.bridge is not None:
+            self.bridge.report()
 
     def close(self) -> None:
         """End what was recorded and metered. May be called twice."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.report import ledgers
 
-from perjoule.core.errors import MissingExtra, RunFolderError
+from perjoule.core.errors import MissingExtra
 from perjoule.measure.bridges.codecarbon import Referee, explain, tracker_arguments
 from perjoule.measure.ledger import Ledger
 from perjoule.runs.cross_check import CROSS_CHECK, CrossCheck, add_cross_check, read_cross_checks
@@ -130,13 +130,15 @@ def test_a_process_that_cannot_be_started_is_a_reason(tmp_path: Path, monkeypatc
     assert check.unavailable == "CodeCarbon's process could not be started: No such file or directory"
 
 
-def test_a_damaged_file_is_left_and_said(tmp_path: Path) -> None:
-    (tmp_path / CROSS_CHECK).write_text('{"other": 1}', encoding="utf-8")
-    with pytest.raises(RunFolderError, match=r"cross_check\.json is damaged"):
-        read_cross_checks(tmp_path)
-    check = Referee.start(None).stop(tmp_path, 0, "here")
-    assert "is damaged" in check.unavailable
-    assert (tmp_path / CROSS_CHECK).read_text(encoding="utf-8") == '{"other": 1}'
+def test_a_damaged_line_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / CROSS_CHECK).write_text('{"segment": 0, "row', encoding="utf-8")
+    add_cross_check(tmp_path, CrossCheck(1, "here", {"duration": 1.0}))
+    assert [check.segment for check in read_cross_checks(tmp_path)] == [1]
+
+
+def test_a_folder_that_is_gone_is_a_reason(tmp_path: Path) -> None:
+    check = Referee.start(None).stop(tmp_path / "gone", 0, "here")
+    assert check.unavailable.startswith("cannot write") and check.row == {}
 
 
 def test_without_codecarbon_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +171,7 @@ def test_the_totals_stand_side_by_side_with_their_ratio_and_the_interval() -> No
 
 def test_every_part_says_how_each_came_by_it() -> None:
     text = explained(Ledger((ledgers.cpu(),)))
-    assert "cpu: CodeCarbon 108 J (8 W); perjoule 100 J, 1.08 times (cpu modelled by CPU time × watts)" in text
+    assert "cpu: CodeCarbon 108 J (8 W); perjoule 100 J, 1.08 times (cpu, modelled: CPU time × watts)" in text
     assert "4 W per thread" in text
     assert "ram: CodeCarbon 270 J (20 W); perjoule did not meter it, so the totals differ by all of it" in text
     assert "gpu:" not in text, "nobody has a figure"
@@ -177,13 +179,13 @@ def test_every_part_says_how_each_came_by_it() -> None:
 
 def test_a_gpu_that_codecarbon_reads_as_0_is_shown() -> None:
     text = explained(Ledger((ledgers.gpu(),)))
-    assert "gpu: CodeCarbon 0 J (0 W); perjoule 1 kJ, 0 times (gpu-0 measured by energy counter)" in text
+    assert "gpu: CodeCarbon 0 J (0 W); perjoule 1 kJ, 0 times (gpu-0, measured: energy counter)" in text
 
 
 def test_different_lengths_are_said_and_equal_ones_are_not() -> None:
     ledger = Ledger((ledgers.gpu(),))
     assert "duration:" not in explained(ledger)
-    assert "duration: CodeCarbon 10 s, perjoule 13.5 s" in explained(ledger, duration=10.0)
+    assert "duration: CodeCarbon 10 s, perjoule 13.5 s: CodeCarbon begins when" in explained(ledger, duration=10.0)
 
 
 def test_quebecs_fossil_shares_and_the_pue_are_explained() -> None:

@@ -202,7 +202,7 @@ def _part(name: str, row: Mapping[str, Any], accounts: Sequence[Account]) -> str
     said = f"{name}: CodeCarbon {si(theirs, 'J')} ({power:.3g} W)"
     if not mine:
         return f"{said}; perjoule did not meter it, so the totals differ by all of it" if theirs > 0 else ""
-    figures = ", ".join(f"{one.sensor.domain} {word(one)} by {one.sensor.method}" for one in mine)
+    figures = ", ".join(f"{one.sensor.domain}, {word(one)}: {one.sensor.method}" for one in mine)
     why = {
         "cpu": "without RAPL CodeCarbon takes the power of the whole socket from a table or 4 W per thread, times load",
         "gpu": "both read the driver's energy counter where there is one; CodeCarbon takes all GPUs that it sees",
@@ -216,7 +216,8 @@ def _spans(row: Mapping[str, Any], accounts: Sequence[Account]) -> list[str]:
     theirs_s, ours_s = float(row.get("duration") or 0.0), metered_s(accounts)
     if abs(theirs_s - ours_s) <= 0.02 * max(theirs_s, ours_s):
         return []
-    return [f"duration: CodeCarbon {duration(theirs_s)}, perjoule {duration(ours_s)}: energies differ in proportion"]
+    spans = f"CodeCarbon {duration(theirs_s)}, perjoule {duration(ours_s)}"
+    return [f"duration: {spans}: CodeCarbon begins when it has found its hardware, some seconds into a run"]
 
 
 def _carbon(row: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:

@@ -46,7 +46,7 @@ def _plain(value: Any) -> Any:
 def _hardware(tracker: Any) -> list[str]:
     """Return how CodeCarbon came by its figures; it says so nowhere in its row."""
     with contextlib.suppress(Exception):  # a private field, which another version may not have
-        return [str(part.description()) for part in tracker._hardware]
+        return [str(part.description()).removesuffix("()") for part in tracker._hardware]
     return []
 
 

@@ -138,7 +138,7 @@ def common_facts(run: Run, accounts: Sequence[Account]) -> dict[str, Cell]:
         "cpu_model": host.get("cpu"),
         "gpu_count": len(gpus) or None,
         "ram_total_size": None if memory is None else memory / 2**30,
-        "tracking_mode": "process" if all(one.sensor.scope == "process" for one in accounts) else "machine",
+        "tracking_mode": "process" if {one.sensor.scope for one in accounts} <= {"process", "ram"} else "machine",
         "on_cloud": "N",
         "pue": carbon.get("pue"),
         "wue": carbon.get("water_l_per_kwh"),

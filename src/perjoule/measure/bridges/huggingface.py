@@ -18,30 +18,21 @@ in the run. The loss is in the ``Trainer``'s own logs, which know it for some st
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from perjoule.core.errors import MissingExtra
 from perjoule.core.phases import CHECKPOINT, EVALUATE, OPTIMIZER
-from perjoule.measure.session import Measurement
-
-if TYPE_CHECKING:
-    from perjoule.measure.config import EnergyConfig
+from perjoule.measure.session import Measurement, Phase, Step
 
 COMPUTE = "compute"
 
 
-def perjoule_callback(
-    folder: str | Path, energy: EnergyConfig | None = None, fence: Callable[[], None] | None = None
-) -> Any:
+def perjoule_callback(measurement: str | Path | Measurement) -> Any:
     """Return a ``transformers.TrainerCallback`` for ``Trainer(callbacks=[…])``.
 
     Args:
-        folder: the run folder to make.
-        energy: meters and sampler; the defaults if left out.
-        fence: waits until the device is idle; it is then called at every edge.
+        measurement: the run folder to make, or a measurement that has not begun, with meters and place as wanted.
 
     Raises:
         MissingExtra: if transformers is not installed.
@@ -52,32 +43,32 @@ def perjoule_callback(
         raise MissingExtra("perjoule_callback needs transformers: pip install 'perjoule[huggingface]'") from error
     # The base answers the events that are of no interest here, those of later versions among them.
     made = type("PerjouleCallback", (TrainerHooks, TrainerCallback), {})
-    return made(lambda: Measurement(folder, energy=energy, fence=fence))
+    return made(measurement if isinstance(measurement, Measurement) else Measurement(measurement))
 
 
 class TrainerHooks:
     """The events of a ``Trainer`` as steps and phases of a measurement.
 
     Args:
-        measure: makes the measurement when training begins.
+        measurement: begins and ends with the training.
     """
 
-    def __init__(self, measure: Callable[[], Measurement]) -> None:
-        self._measure = measure
-        self.measurement: Measurement | None = None
-        self._step: AbstractContextManager[Any] | None = None
-        self._phase: AbstractContextManager[Any] | None = None
+    def __init__(self, measurement: Measurement) -> None:
+        self.measurement = measurement
+        self._records = False
+        self._step: Step | None = None
+        self._phase: Phase | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Make the run folder and start the sampler, in the first process only."""
         if state.is_world_process_zero:
-            self.measurement = self._measure()
+            self._records = True
             self.measurement.__enter__()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Begin a step and its computation."""
         self._end_step()
-        if self.measurement is not None:
+        if self._records:
             self._step = self.measurement.step(samples=args.train_batch_size * args.gradient_accumulation_steps)
             self._step.__enter__()
             self._begin(COMPUTE)
@@ -110,7 +101,8 @@ class TrainerHooks:
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop the sampler and complete the run folder."""
         self._end_step()
-        if self.measurement is not None:
+        if self._records:
+            self._records = False
             self.measurement.__exit__(None, None, None)
 
     def _go_on(self, phase: str | None) -> None:
@@ -122,7 +114,7 @@ class TrainerHooks:
 
     def _begin(self, phase: str) -> None:
         self._end_phase()
-        if self.measurement is not None and self._step is not None:
+        if self._step is not None:
             self._phase = self.measurement.phase(phase)
             self._phase.__enter__()
 

@@ -1,0 +1,340 @@
+"""Measure any training loop: the same records, ledger and report as those of our own.
+
+::
+
+    with perjoule.measure("runs/mine") as measured:
+        for batch in loader:
+            with measured.step(samples=len(batch)) as step:
+                with measured.phase("forward"):
+                    loss = model(batch)
+                with measured.phase("backward"):
+                    loss.backward()
+                step.loss = loss.item()
+    print(measured.ledger().total())
+
+Steps and phases may be left out: what is in none is ``outside``. A phase within another one is nested in it, here
+``attention`` in ``forward`` as ``forward/attention``. What a kill leaves behind is a readable run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from perjoule.config import yaml
+from perjoule.config.resolve import flatten
+from perjoule.core.errors import ConfigError, PerjouleError
+from perjoule.core.phases import OTHER, STEP
+from perjoule.measure.carbon import CarbonConfig
+from perjoule.measure.config import EnergyConfig
+from perjoule.measure.contract import Site, Unavailable
+from perjoule.measure.machine import device_name, host_facts, process_age_s
+from perjoule.measure.recorder import FencePolicy, Recorder, Timed
+from perjoule.measure.sampler import Sampler, SamplerState
+from perjoule.runs import folder
+from perjoule.runs.folder import RunFolder
+from perjoule.runs.journal import BEGIN, END, JournalWriter
+
+if TYPE_CHECKING:
+    from perjoule.measure.ledger import Ledger
+
+EDGE = "measure"
+"""A phase without length at both ends of the measurement, so that time outside of all phases has ends too."""
+RESERVED = (STEP, OTHER, EDGE, "outside", "monitor", "unknown", "calibrate")
+READY_WITHIN_S = 10.0
+WATCH_EVERY_S = 1.0
+
+
+class Measurement:
+    """Records what happens in its ``with`` block as one run. For one process and one thread of it.
+
+    Args:
+        run: the folder to make; a new one in ``runs`` if left out.
+        meters: what to read, as in ``["rapl", {"kind": "cpu_time", "active_w_per_core": 9}]``.
+        energy: meters, sampler and rate in one; instead of ``meters``.
+        carbon: where the electricity is from.
+        devices: accelerators to meter, as in ``CUDA_VISIBLE_DEVICES``; if left out, those on which torch holds memory
+            when the block is entered, or else the visible ones.
+        fence: waits until the device is idle. If given it is called at every edge, which changes what it measures.
+        warmup_steps: first steps that rates and the energy per step leave out.
+        facts: JSON for the manifest, such as ``{"model": {"kind": "my net", "parameters": 25_000_000}}``.
+
+    Raises:
+        ConfigError: if both ``meters`` and ``energy`` are given, or a meter is not known.
+    """
+
+    def __init__(
+        self,
+        run: str | Path | None = None,
+        *,
+        meters: Sequence[Any] | None = None,
+        energy: EnergyConfig | None = None,
+        carbon: CarbonConfig | None = None,
+        devices: Sequence[str] | None = None,
+        fence: Callable[[], None] | None = None,
+        warmup_steps: int = 0,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        if meters is not None and energy is not None:
+            raise ConfigError("give perjoule.measure either meters or energy, which has meters of its own")
+        if meters is not None:
+            energy = EnergyConfig(meters=tuple(meters))
+        self.run = Path(run) if run is not None else Path("runs") / folder.new_run_id("measure")
+        self.metered: SamplerState | Unavailable = Unavailable("the measurement has not begun")
+        """What is metered and what is not, once the block is entered."""
+        self._energy, self._carbon = energy or EnergyConfig(), carbon or CarbonConfig()
+        self._devices, self._fence, self._warmup_steps, self._facts = devices, fence, warmup_steps, facts or {}
+        self._open: list[tuple[str, Timed]] = []
+        self._known: dict[tuple[str, str], tuple[str, Timed]] = {}
+        self._num_steps = 0
+        self._watched_s = 0.0
+        self._stop_poller: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> Measurement:
+        """Make the run folder, start the sampler and wait for its first readings.
+
+        Raises:
+            RunFolderError: if the folder exists or cannot be written.
+            ConfigError: if the place of ``carbon`` is not known.
+        """
+        config = {"energy": self._energy.model_dump(mode="json"), "carbon": self._carbon.model_dump(mode="json")}
+        resolved = {key: {"value": value, "source": "perjoule.measure"} for key, value in flatten(config).items()}
+        intensity = self._carbon.resolve()
+        node, policy = platform.node(), FencePolicy.EDGE if self._fence else FencePolicy.NONE
+        devices = tuple(self._devices if self._devices is not None else devices_in_use())
+        begun_s = process_age_s()
+        self._folder = RunFolder.create(self.run, yaml.dump(config), resolved, {"recipe": "measure", **self._facts})
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._folder.close)
+            segment = self._folder.begin_segment(
+                {
+                    "host": host_facts(),
+                    "device": ", ".join(devices) or "cpu",
+                    "world_size": 1,
+                    "first_step": 1,
+                    "warmup_steps": self._warmup_steps,
+                    "startup_s": {"before the measurement": round(begun_s, 4)},
+                    "fence": policy.value,
+                    "energy": {"config": config["energy"], "nodes": [node]},
+                    "carbon": self._carbon.facts(intensity),
+                }
+            )
+            header = {"rank": 0, "segment": segment, "node": node}
+            self._journal = JournalWriter(self._folder.event_path(0), (STEP, EDGE), header)
+            undo.pop_all()
+        self._recorder = Recorder(self._journal, self._fence or (lambda: None), policy)
+        self._step_edges = self._recorder.phase(STEP)
+        path, site = folder.sample_path(self.run, segment, node), Site((os.getpid(),), devices)
+        self._sampler = Sampler.start(path, self._energy, site, node, {"segment": segment})
+        if poller := self._carbon.follow(self.run, intensity):
+            self._stop_poller = poller.stop
+        self.metered = self._sampler.ready(READY_WITHIN_S)
+        self._begun_s = time.monotonic()
+        self._mark_edge()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take a last reading and complete the run folder; an error of the block is written down and goes on."""
+        status, reason = folder.FINISHED, "the measured block ended"
+        if error is not None:
+            status = folder.STOPPED if isinstance(error, KeyboardInterrupt) else folder.FAILED
+            reason = f"{type(error).__name__}: {error}"
+        seconds = time.monotonic() - self._begun_s
+        with contextlib.suppress(*([PerjouleError] if error is not None else [])):  # the block's own error matters more
+            self._mark_edge()
+            self._end(status, reason, seconds)
+
+    def _end(self, status: str, reason: str, seconds: float) -> None:
+        try:
+            self._stop_poller()
+            self._sampler.stop()
+            self._recorder.close()
+            self._folder.end(status, reason, last_step=self._num_steps, seconds=seconds)
+        finally:
+            self._folder.close()
+
+    def step(
+        self, *, samples: int = 0, tokens: int = 0, useful: int | None = None, loss: Any = None, lr: float | None = None
+    ) -> Step:
+        """Return the next step, to be entered with ``with``. What is not known before may be set on it inside.
+
+        Args:
+            samples: that the step trains on.
+            tokens: label positions.
+            useful: those that are trained on; all of them if left out.
+            loss: of the step; anything that ``float`` takes.
+            lr: learning rate.
+        """
+        return Step(self._begin_step, self._end_step, samples, tokens, useful, loss, lr)
+
+    def phase(self, name: str) -> Phase:
+        """Return a phase, to be entered with ``with``, as often as wanted.
+
+        Args:
+            name: any but those of :data:`RESERVED`. Within another phase it is nested in that one.
+        """
+        return Phase(self._enter_phase, self._leave_phase, name)
+
+    def ledger(self) -> Ledger:
+        """Return where every joule of the measurement went, also while it is still going on.
+
+        Raises:
+            RunFolderError: if the run cannot be read.
+        """
+        from perjoule.measure.book import build_ledger
+        from perjoule.runs.tables import load_run
+
+        return build_ledger(load_run(self.run))
+
+    def _begin_step(self) -> None:
+        if self._open:
+            raise ConfigError(f"a step cannot begin within {_describe(self._open[-1][0])}: end that first")
+        self._recorder.step = self._num_steps + 1
+        self._open.append((STEP, self._step_edges))
+        self._step_edges.__enter__()
+
+    def _end_step(self, step: Step, completed: bool) -> None:
+        self._step_edges.__exit__(None, None, None)
+        self._open.pop()
+        if completed:
+            self._num_steps += 1
+            self._folder.append(step.as_line(self._folder.segment, self._num_steps))
+        if (now_s := time.monotonic()) >= self._watched_s:
+            self._watched_s = now_s + WATCH_EVERY_S
+            if note := self._sampler.watch():
+                self._folder.append_event("note", step=self._num_steps, text=f"energy: {note}")
+
+    def _enter_phase(self, name: str) -> None:
+        within = self._open[-1][0] if self._open else STEP
+        found = self._known.get((within, name))
+        if found is None:
+            found = self._known[within, name] = self._make_phase(within, name)
+        self._open.append(found)
+        found[1].__enter__()
+
+    def _leave_phase(self) -> None:
+        _, edges = self._open.pop()
+        edges.__exit__(None, None, None)
+
+    def _make_phase(self, within: str, name: str) -> tuple[str, Timed]:
+        """Return the full name of a phase and what writes its edges; the first time it gets a place in the journal."""
+        parts = name.split("/")
+        if not all(part.strip() for part in parts) or name in RESERVED:
+            raise ConfigError(
+                f"{name!r} cannot be the name of a phase; take any words but {', '.join(RESERVED)}, with / between the "
+                "names of nested ones"
+            )
+        full = name if within == STEP or name.startswith(f"{within}/") else f"{within}/{name}"
+        outer = full.rpartition("/")[0]
+        if outer and outer != within:
+            raise ConfigError(f"phase {full!r} lies in {outer!r}, which is not open here")
+        if full not in self._journal.phases:
+            self._journal.add_phase(full)
+        return full, self._recorder.phase(full)
+
+    def _mark_edge(self) -> None:
+        t_ns, cpu_ns = time.monotonic_ns(), time.process_time_ns()
+        for kind in (BEGIN, END):
+            self._journal.put(t_ns, cpu_ns, 0, self._journal.code(EDGE, kind))
+
+
+@dataclass
+class Step:
+    """One step of a loop. What is set on it before it ends is written down with it.
+
+    Args:
+        begin: what to do at its begin.
+        end: what to do at its end; is given the step and whether it came to a proper end.
+        samples: that the step trains on.
+        tokens: label positions.
+        useful: those that are trained on; None for all.
+        loss: anything that ``float`` takes; None if it is not known.
+        lr: learning rate.
+    """
+
+    begin: Callable[[], None]
+    end: Callable[[Step, bool], None]
+    samples: int
+    tokens: int
+    useful: int | None
+    loss: Any
+    lr: float | None
+
+    def __enter__(self) -> Step:
+        self.begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end(self, error is None)
+
+    def as_line(self, segment: int, number: int) -> str:
+        """Return the step's line of the metrics, with null for what is not known or not finite."""
+        line = {"kind": "step", "segment": segment, "step": number, "loss": _finite(self.loss), "grad_norm": None}
+        line |= {"lr": _finite(self.lr), "samples": int(self.samples), "tokens": int(self.tokens)}
+        line |= {"useful": int(self.tokens if self.useful is None else self.useful), "memory_bytes": None}
+        return json.dumps(line, allow_nan=False)
+
+
+class Phase:
+    """One phase of a loop, to be entered as often as wanted, but not within itself.
+
+    Args:
+        enter: what to do at its begin, given its name.
+        leave: what to do at its end.
+        name: as the loop calls it.
+    """
+
+    __slots__ = ("_enter", "_leave", "name")
+
+    def __init__(self, enter: Callable[[str], None], leave: Callable[[], None], name: str) -> None:
+        self._enter, self._leave, self.name = enter, leave, name
+
+    def __enter__(self) -> None:
+        self._enter(self.name)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+
+def measure(*arguments: Any, **options: Any) -> Measurement:
+    """Measure what happens in a ``with`` block; the arguments are those of :class:`Measurement`."""
+    return Measurement(*arguments, **options)
+
+
+def devices_in_use() -> tuple[str, ...]:
+    """Return the accelerators of this process: where torch, if it was imported, holds memory, or the visible ones."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        used = [index for index in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(index)]
+        uuids = [getattr(torch.cuda.get_device_properties(index), "uuid", None) for index in used]
+        return tuple(
+            device_name(index, visible, None if uuid is None else str(uuid))
+            for index, uuid in zip(used, uuids, strict=True)
+        )
+    return tuple(word.strip() for word in (visible or "").split(",") if word.strip())
+
+
+def _finite(value: Any) -> float | None:
+    number = None if value is None else float(value)
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _describe(name: str) -> str:
+    return "another step" if name == STEP else f"the phase {name!r}"
