@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -208,7 +208,7 @@ def codecarbon(load: Load, seconds: float) -> Outcome:
 
 def measured(load: Load, seconds: float, rate_hz: float) -> Outcome:
     """Meter the steps with ``perjoule.measure``, as any training loop can."""
-    energy = EnergyConfig(meters=("nvidia",), rate_hz=rate_hz)  # type: ignore[arg-type]
+    energy = EnergyConfig(meters=("nvidia",), rate_hz=rate_hz)
     with tempfile.TemporaryDirectory(prefix="perjoule-benchmark-") as name:
         with perjoule.measure(Path(name) / "run", energy=energy, devices=["0"]) as measurement:
             time.sleep(REST_S)
@@ -219,7 +219,7 @@ def measured(load: Load, seconds: float, rate_hz: float) -> Outcome:
 
 def calibrated(load: Load, seconds: float, rate_hz: float, burst_s: float) -> Outcome:
     """Meter bursts of the phases first, then the steps; the bursts are those of ``perjoule train``."""
-    energy = EnergyConfig(meters=("nvidia",), rate_hz=rate_hz)  # type: ignore[arg-type]
+    energy = EnergyConfig(meters=("nvidia",), rate_hz=rate_hz)
     node, names = platform.node(), tuple(part.name for part in PARTS)
     with tempfile.TemporaryDirectory(prefix="perjoule-benchmark-") as name:
         run = RunFolder.create(Path(name) / "run", "", {}, {})
@@ -286,7 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--burst", type=float, default=EnergyConfig().burst_s, help="seconds of each burst")
     parser.add_argument("--rate", type=float, default=EnergyConfig().rate_hz, help="perjoule's readings per second")
     options = parser.parse_args(arguments)
-    with Edges.create(Path(os.environ["FAKE_NVML_EDGES"]), [GPUS[options.gpu]], IDLE_W) as edges:
+    gpu = replace(GPUS[options.gpu], uuid=f"GPU-{os.getpid():08x}-0000-4000-8000-000000000000")  # a device of its own
+    with Edges.create(Path(os.environ["FAKE_NVML_EDGES"]), [gpu], IDLE_W) as edges:
         load, seconds = Load(edges), options.seconds
         tools: dict[str, Callable[[], Outcome]] = {
             "zeus": lambda: zeus(load, seconds, approx=False),

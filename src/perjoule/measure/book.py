@@ -73,7 +73,12 @@ def _journals(run: Path, segment: Segment, node: str, alone: bool) -> dict[int, 
 
 def _ranks(run: Path, segment: int, journals: Mapping[int, Journal], domain: str) -> tuple[Whereabouts, ...]:
     """Return where the ranks were that use a domain, by the device's own clock where it was recorded."""
-    users = {rank: one for rank, one in journals.items() if (device := one.header.get("device")) and device in domain}
+    name = domain.removeprefix("module-").removeprefix("gpu-").removeprefix("GPU-")
+    users = {
+        rank: journal
+        for rank, journal in journals.items()
+        if str(journal.header.get("device", "")).removeprefix("GPU-") == name
+    }
     ranks = []
     for rank, journal in (users or journals).items():
         timeline = device_event_path(run, segment, rank)

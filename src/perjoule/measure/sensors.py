@@ -70,7 +70,7 @@ def observed_refresh(t_ns: Ints, raw: Ints) -> Refresh | Unavailable:
     # interval holds what comes out if all doubtful ones are taken for the larger, and for the smaller multiple.
     period_s = _period_s(between_s, middle_s, 0.0)
     low_s, high_s = (_period_s(between_s, period_s, doubt) for doubt in (_DOUBT, -_DOUBT))
-    return Refresh(period_s, low_s * (1 - error), high_s * (1 + error), len(changed))
+    return Refresh(period_s, max(low_s * (1 - error), 0.0), high_s * (1 + error), len(changed))
 
 
 def _period_s(between_s: Floats, about_s: float, doubt: float) -> float:

@@ -82,7 +82,8 @@ class JournalWriter:
         self._direct = _Now()
         self.edge = self._build_edge()
         """``edge(code, now)`` returns a function that writes one record with the step that ``now`` has then. It takes
-        any arguments, so that it can be an ``__enter__`` or an ``__exit__``."""
+        any arguments, so that it can be an ``__enter__`` or an ``__exit__``. Other clocks than those of this process
+        may follow: ``edge(code, now, clock, cpu_clock)``."""
 
     def _header(self, phases: tuple[str, ...]) -> dict[str, Any]:
         return {**self._facts, "phases": list(phases)}

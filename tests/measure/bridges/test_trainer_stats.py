@@ -37,7 +37,7 @@ class Loop:
 
     def __init__(self, stats: object, journal: JournalWriter | None = None, late: bool = False) -> None:
         self.bridge = StatsBridge(stats)
-        self.recorder = HookedRecorder(journal, lambda: None, FencePolicy.NONE, self.bridge)
+        self.recorder = HookedRecorder(self.bridge, journal, lambda: None, FencePolicy.NONE)
         self.phase = {name: self.recorder.phase(name) for name in RECORDED}
         self.late, self.pending = late, list[float]()
 
@@ -178,6 +178,32 @@ def test_the_journal_is_what_it_is_without_hooks_and_their_time_is_in_no_phase(t
 
 def test_phases_without_hooks_stay_the_recorders_own(tmp_path: Path) -> None:
     journal = JournalWriter(tmp_path / "events.bin", RECORDED)
-    recorder = HookedRecorder(journal, lambda: None, FencePolicy.NONE, StatsBridge(NoOpStats()))
+    recorder = HookedRecorder(StatsBridge(NoOpStats()), journal, lambda: None, FencePolicy.NONE)
     assert type(recorder.phase("transfer")).__name__ == "Phase"
     recorder.close()
+
+
+def test_hooks_are_called_when_nothing_is_recorded() -> None:
+    spy = Spy(ALL)
+    Loop(spy, journal=None).train(1)
+    assert spy.calls[1] == "start_step" and spy.calls[-1] == "log_stats"
+
+
+def test_a_hook_that_raises_ends_the_training_as_in_the_toolkit() -> None:
+    class Broken(NoOpStats):
+        def start_backward(self) -> None:
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        Loop(Broken()).train(1)
+
+
+def test_the_fence_is_waited_for_inside_of_the_hooks(tmp_path: Path) -> None:
+    spy = Spy(ALL)
+    journal = JournalWriter(tmp_path / "events.bin", RECORDED)
+    bridge = StatsBridge(spy)
+    recorder = HookedRecorder(bridge, journal, lambda: spy.calls.append("fence"), FencePolicy.EDGE)
+    with recorder.phase("forward"):
+        pass
+    recorder.close()
+    assert spy.calls == ["start_forward", "fence", "fence", "stop_forward"]

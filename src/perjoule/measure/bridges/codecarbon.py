@@ -6,6 +6,7 @@ otherwise see only itself. It never runs per phase; that costs 1.2 to 2 times th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from perjoule.runs.cross_check import CrossCheck, add_cross_check
 
 CHILD = "perjoule.measure.bridges.codecarbon_child"
 _PROVINCE = "CAN"
+_GONE_S = 5.0
 
 
 class Referee:
@@ -106,8 +108,9 @@ class Referee:
             why = "CodeCarbon's process had ended before the run"
         if process.poll() is None:
             process.kill()
-        process.wait()
-        self._reader.join(5)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process that a driver holds is given up
+            process.wait(_GONE_S)
+        self._reader.join(_GONE_S)
         try:
             answer = json.loads(self._answer[-1])
             return CrossCheck(segment, node, answer["row"], tuple(answer["hardware"]))

@@ -2,15 +2,15 @@
 
 What its hooks tell apart, and what they do not:
 
-============ ====================================================================================================
-``compute``  forward and backward of all micro-batches, with the move of the batch to the device and the clipping of
-             the gradients: no hook lies between them
+============== ====================================================================================================
+``compute``    forward and backward of all micro-batches, with the move of the batch to the device and the clipping
+               of the gradients: no hook lies between them
 ``optimizer``  the update of the weights
-``evaluate``  an evaluation at the end of a step, with the log line before it
-``checkpoint``  saving at the end of a step; with ``save_strategy="best"`` it is in ``outside``
-``other``    the rest of a step: learning-rate schedule, clearing the gradients
-``outside``  the fetch of the data, which the ``Trainer`` does before a step begins, epochs' ends, start and end
-============ ====================================================================================================
+``evaluate``   an evaluation at the end of a step, with the log line before it
+``checkpoint`` saving at the end of a step; with ``save_strategy="best"`` it is in ``outside``
+``other``      the rest of a step: learning-rate schedule, clearing the gradients
+``outside``    the fetch of the data, which the ``Trainer`` does before a step begins, epochs' ends, start and end
+============== ====================================================================================================
 
 Nothing waits for the device unless a fence is given. One process records, the first one; energy of other nodes is not
 in the run. The loss is in the ``Trainer``'s own logs, which know it for some steps only.

@@ -25,6 +25,7 @@ from typing import Any
 
 from perjoule.core import phases
 from perjoule.core.errors import ConfigError
+from perjoule.measure.device_clock import DeviceClock
 from perjoule.measure.recorder import FencePolicy, Recorder, Timed
 from perjoule.runs.journal import JournalWriter
 
@@ -169,16 +170,22 @@ class HookedRecorder(Recorder):
     """A recorder whose phases call the hooks of a ``TrainerStats``; it stands in for a :class:`Recorder`.
 
     Args:
-        journal: as for :class:`Recorder`.
-        fence: as for :class:`Recorder`.
-        policy: as for :class:`Recorder`.
         bridge: whose hooks are called.
+        journal: as for :class:`Recorder`, like the rest.
+        fence: as there.
+        policy: as there.
+        device_clock: as there.
     """
 
     def __init__(
-        self, journal: JournalWriter | None, fence: Callable[[], None], policy: FencePolicy, bridge: StatsBridge
+        self,
+        bridge: StatsBridge,
+        journal: JournalWriter | None,
+        fence: Callable[[], None],
+        policy: FencePolicy,
+        device_clock: DeviceClock | None = None,
     ) -> None:
-        super().__init__(journal, fence, policy)
+        super().__init__(journal, fence, policy, device_clock)
         self._bridge = bridge
 
     def phase(self, name: str) -> Timed:
