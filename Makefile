@@ -39,14 +39,14 @@ browser:
 	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 	  || echo "chromium is missing and cannot be installed here: the browser test will be skipped"
 
-# Other frameworks, for benchmarks/ only; some of them break the project's own environment.
+# Other frameworks and energy meters, for benchmarks/ only; some of them break the project's own environment.
 peers: .peers/ready
 
 .peers/ready: requirements-peers.lock
 	$(PYTHON) -m venv .peers
 	.peers/bin/pip install --quiet --disable-pip-version-check --constraint requirements-peers.lock torch
 	.peers/bin/pip install --quiet --disable-pip-version-check --constraint requirements-peers.lock \
-	  transformers accelerate lightning --editable .
+	  transformers accelerate lightning zeus codecarbon --editable .
 	touch $@
 
 $(VENV)/base: requirements.lock pyproject.toml

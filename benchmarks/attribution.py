@@ -30,6 +30,7 @@ from benchmarks import replay, sensor_matrix
 from benchmarks.ratios import spread
 from benchmarks.simulated import PARTS, Figure, Outcome
 from benchmarks.workload import machine_line
+from perjoule.core.errors import DataError
 
 NAMES = tuple(part.name for part in PARTS)
 AT_ONCE = 2
@@ -198,10 +199,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the matrix")
     parser.add_argument("--replay", type=Path, metavar="FOLDER", help="recorded sensors in place of the tools")
     parser.add_argument("--window", type=float, help="of the recorded sensors, in seconds, if it is documented")
+    parser.add_argument("--refresh", type=float, default=0.1, help="of the recorded sensors, in seconds")
     options = parser.parse_args(arguments)
     print(machine_line())
     if options.replay is not None:
-        replay.report(options.replay, options.window)
+        try:
+            replay.report(options.replay, options.window, options.refresh)
+        except DataError as error:
+            parser.error(str(error))
     elif options.matrix:
         sensor_matrix.report(12 if options.quick else options.cells, options.seed, options.quick)
     else:

@@ -1,6 +1,7 @@
 """Recorded sensors of real cards, replayed through the code that reads runs.
 
-``python -m benchmarks.attribution --replay FOLDER [--window SECONDS]``. For each card the folder holds
+``python -m benchmarks.attribution --replay FOLDER [--window SECONDS] [--refresh SECONDS]``. The folder holds, for each
+card,
 
 ``<card>_sensor.csv``   ``time_s``, ``power_draw_w`` and perhaps ``power_instant_w``: what the card's own sensor showed
 ``<card>_phases.csv``   ``start_s``, ``end_s``, ``phase``: what the card did, on the same clock
@@ -30,8 +31,8 @@ from perjoule.runs.journal import BEGIN, END, RECORD_DTYPE, Journal
 
 ACCURACY = (0.90, 1.08)
 """As :mod:`perjoule.measure.meters.nvidia` has it."""
-REFRESH_S = 0.1
 GOAL = 0.15
+"""How far a phase's power may be off."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,15 @@ class Log:
 
 
 def read_log(folder: Path, card: str) -> Log:
-    """Read the files of one card."""
-    with (folder / f"{card}_phases.csv").open(encoding="utf-8") as file:
+    """Read the files of one card.
+
+    Raises:
+        DataError: if nothing says what the card did.
+    """
+    phases = folder / f"{card}_phases.csv"
+    if not phases.is_file():
+        raise DataError(f"{phases} is missing: it says when the phases of {card} began and ended")
+    with phases.open(encoding="utf-8") as file:
         rows = [(row["phase"], float(row["start_s"]), float(row["end_s"])) for row in csv.DictReader(file)]
     readings = np.genfromtxt(folder / f"{card}_sensor.csv", delimiter=",", names=True)
     power_w = {name: readings[name] for name in readings.dtype.names or () if name != "time_s"}
@@ -76,13 +84,14 @@ def _mean_w(
     return {phase: float(np.concatenate(parts).mean()) for phase, parts in seen.items()}
 
 
-def replay(log: Log, quantity: str, window_s: float | None) -> Account:
+def replay(log: Log, quantity: str, window_s: float | None, refresh_s: float) -> Account:
     """Build the account of a card from what its sensor showed.
 
     Args:
         log: what was recorded.
         quantity: column of the sensor's file.
         window_s: time that the sensor averages over; None if it is not known.
+        refresh_s: time between two of its values, as documented.
     """
     phases = [STEP, *dict.fromkeys(phase for phase, _, _ in log.stretches)]
     records = np.zeros(2 * len(log.stretches), RECORD_DTYPE)
@@ -91,7 +100,7 @@ def replay(log: Log, quantity: str, window_s: float | None) -> Account:
     ]
     for record, (phase, at_s, kind) in zip(records, edges, strict=True):
         record["t_ns"], record["phase"], record["kind"] = round(at_s * 1e9), phases.index(phase), kind
-    sensor = Sensor("gpu-0", Form.POWER, "gpu", quantity, "µW", REFRESH_S, window_s, accuracy=ACCURACY)
+    sensor = Sensor("gpu-0", Form.POWER, "gpu", quantity, "µW", refresh_s, window_s, accuracy=ACCURACY)
     t_ns = np.rint(log.time_s * 1e9).astype(np.int64)
     raw = np.rint(log.power_w[quantity] * 1e6).astype(np.int64)
     series = join(sensor, [(t_ns, t_ns, raw)], 1 / float(np.median(np.diff(log.time_s))))
@@ -117,15 +126,16 @@ def verdict(bucket: Bucket, true_w: float | None) -> str:
     return f"{said}; truth {true_w:.1f} W, error {error:+.1%}: {judged}"
 
 
-def report(folder: Path, window_s: float | None) -> None:
+def report(folder: Path, window_s: float | None, refresh_s: float) -> None:
     """Print what is said of every phase of every card in a folder.
 
     Args:
         folder: of the recordings.
         window_s: time that the sensors average over; None if it is not known.
+        refresh_s: time between two of their values, as documented.
 
     Raises:
-        DataError: if there are none.
+        DataError: if there are none, or one is not complete.
     """
     cards = sorted(path.name.removesuffix("_sensor.csv") for path in folder.glob("*_sensor.csv"))
     if not cards:
@@ -133,7 +143,7 @@ def report(folder: Path, window_s: float | None) -> None:
     for card in cards:
         log = read_log(folder, card)
         for quantity in log.power_w:
-            account = replay(log, quantity, window_s)
+            account = replay(log, quantity, window_s, refresh_s)
             known = "unknown" if window_s is None else f"{window_s * 1e3:g} ms"
             print(f"{card}, {quantity}, window {known}: {len(log.time_s)} readings, {account.total_uj / 1e6:.0f} J")
             for bucket in account.buckets:

@@ -30,10 +30,11 @@ from perjoule.core.phases import STEP
 from perjoule.measure.book import build_ledger
 from perjoule.measure.bursts import Burst, phase_names, run_bursts
 from perjoule.measure.config import EnergyConfig
-from perjoule.measure.contract import Site, Unavailable
+from perjoule.measure.contract import Site
 from perjoule.measure.ledger import Account
 from perjoule.measure.recorder import FencePolicy, Recorder
 from perjoule.measure.sampler import Sampler
+from perjoule.measure.session import READY_WITHIN_S
 from perjoule.runs.folder import FINISHED, RunFolder, sample_path
 from perjoule.runs.journal import JournalWriter
 from perjoule.runs.tables import load_run
@@ -229,9 +230,7 @@ def calibrated(load: Load, seconds: float, rate_hz: float, burst_s: float) -> Ou
         recorder = Recorder(journal, lambda: None, FencePolicy.NONE)
         sampler = Sampler.start(sample_path(run.path, segment, node), energy, Site((os.getpid(),), ("0",)), node)
         try:
-            state = sampler.ready(10.0)
-            if isinstance(state, Unavailable):
-                raise RuntimeError(state.reason)
+            sampler.ready(READY_WITHIN_S)
             run_bursts(bursts(load), recorder, burst_s)
             time.sleep(REST_S)
             phases, step = {each: recorder.phase(each) for each in names}, recorder.phase(STEP)

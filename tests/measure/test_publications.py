@@ -57,6 +57,7 @@ def test_a_refresh_faster_than_the_readings_is_somewhere_within_one_refresh_befo
 
 def test_a_sensor_that_never_changes_has_no_period() -> None:
     read: Floats = np.arange(100, dtype=np.float64) * 0.05
-    found = find_publications(read, read, np.full(100, 3.0), 0.01)
-    assert found.period_s is None
-    assert len(found.values) == 100
+    for resolution_s in (0.01, 0.1, 1.0):
+        found = find_publications(read, read, np.full(100, 3.0), resolution_s)
+        assert found.period_s is None
+        assert len(found.values) == 100

@@ -335,16 +335,15 @@ def test_moments_keep_to_the_schedule_and_never_fall_into_step(rate_hz: float) -
         moments.append(due_ns)
         now_ns = due_ns + 50_000
     places = np.array(moments) * rate_hz / 1e9
-    assert tick == 2000
-    early = places - np.arange(1, 2001)
-    assert (np.abs(early) <= 0.2).all()
-    assert np.histogram(early, bins=8, range=(-0.2, 0.2))[0].min() > 240  # evenly, also against a refresh of one period
+    assert 2000 <= tick <= 2005, "one in each period, but for those too close to the one before"
+    for refresh in (1.0, 0.5, 2.0, 0.618034):  # evenly against any refresh, also against one of a period
+        assert np.histogram(places / refresh % 1, bins=8)[0].min() > 200
 
 
 def test_moments_that_have_passed_are_left_out() -> None:
     tick, due_ns = next_moment(3, 12_340_000_000, 10.0)
     assert 123 <= tick <= 124
-    assert 12_340_000_000 < due_ns < 12_440_000_000
+    assert 12_340_000_000 < due_ns < 12_500_000_000
 
 
 def test_a_job_without_a_parent_ends_at_once(tmp_path: Path) -> None:

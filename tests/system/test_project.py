@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def test_everything_installed_is_pinned_in_the_lock() -> None:
     tools = {"pip", "setuptools", "perjoule"}
     installed = {
         normal(found.name): found.version.partition("+")[0]
-        for found in distributions(path=[entry for entry in sys.path if entry.startswith(sys.prefix)])
+        for found in distributions(path=[sysconfig.get_path("purelib")])
         if normal(found.name) not in tools
     }
     assert {name: version for name, version in installed.items() if pinned.get(name) != version} == {}

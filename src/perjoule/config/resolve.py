@@ -272,9 +272,7 @@ def _validate_component(component: Component, raw: Any, default: Any, path: str,
     return _validate(cls, section, path, problems)
 
 
-def _validate_components(
-    component: Component, raw: Any, path: str, problems: _Problems
-) -> tuple[Config, ...] | None:
+def _validate_components(component: Component, raw: Any, path: str, problems: _Problems) -> tuple[Config, ...] | None:
     """Validate a list of kinds or sections; one alone needs no brackets."""
     items = raw if isinstance(raw, list | tuple) else [raw]
     one = Component(component.shelf)

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from perjoule.core.phases import OTHER
 from perjoule.measure.attribution import Attribution, Estimate, Evidence, attribute
 from perjoule.measure.calibration import Calibration, plateau, solve
-from perjoule.measure.contract import Form, Sensor
+from perjoule.measure.contract import Form, Sensor, Unavailable
 from perjoule.measure.ledger import MONITOR, UNKNOWN, Account, Bucket, StepCurve, Tier, Timeline
 from perjoule.measure.occupancy import OUTSIDE, Spent, Whereabouts, together
 from perjoule.measure.publications import find_publications
 from perjoule.measure.readings import Series, energy_at
 from perjoule.measure.sensor_model import Observations
+from perjoule.measure.sensors import observed_refresh
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -124,11 +125,9 @@ def build_account(
 
 
 def observed_refresh_s(series: Series) -> float | None:
-    """Return how often a sensor's value changes, as far as the readings show it; None if it never did."""
-    changed = np.flatnonzero(np.diff(series.raw) != 0)
-    if len(changed) < 2:
-        return None
-    return float(np.median(np.diff(series.t_ns[1:][changed]))) / 1e9
+    """Return how often a sensor's value changes, as far as the readings show it; None if it hardly ever did."""
+    refresh = observed_refresh(series.t_ns, series.raw)
+    return None if isinstance(refresh, Unavailable) else refresh.period_s
 
 
 def _memory_s(series: Series, refresh_s: float | None) -> float:

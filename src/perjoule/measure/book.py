@@ -14,14 +14,13 @@ from perjoule.measure.contract import Form, Sensor, Unavailable
 from perjoule.measure.ledger import Account, Ledger
 from perjoule.measure.occupancy import Whereabouts
 from perjoule.measure.readings import Series, join
+from perjoule.measure.sensors import agrees
 from perjoule.runs.folder import RUNNING, device_event_path, event_path, is_live
 from perjoule.runs.journal import Journal, read_journal
 from perjoule.runs.samples import Samples, read_samples, sample_files
 from perjoule.runs.tables import Run, Segment
 
 MONITOR_DOMAIN = "monitor"
-_AGREEMENT = (0.8, 1.25)
-"""A counter whose energy differs by more than this from the integral of the power is not believed."""
 
 
 def build_ledger(run: Run) -> Ledger:
@@ -129,9 +128,9 @@ def _choose(meters: Sequence[Series]) -> tuple[Series, Series | None, list[str]]
     if not powers:
         return counters[0], None, []
     counted_uj, integrated_uj = int(counters[0].energy_uj[-1]), int(powers[0].energy_uj[-1])
-    ratio = counted_uj / integrated_uj if integrated_uj > 0 else 1.0
-    if _AGREEMENT[0] <= ratio <= _AGREEMENT[1]:
+    if agrees(counted_uj, integrated_uj):
         return counters[0], powers[0], []
+    ratio = counted_uj / integrated_uj
     remark = f"the energy counter shows {ratio:.2f} times the integral of the power and is not used"
     return powers[0], powers[0], [remark]
 

@@ -50,8 +50,8 @@ class Sensor:
     """What is known of a meter before it is read. It stands in the header of every file of samples.
 
     Args:
-        domain: what is metered, unique on its node: ``gpu-<uuid>``, ``package-0``, ``dram-0``, ``cpu``, ``ram``. Several
-            meters may read the same domain (a counter and a power sensor of one GPU).
+        domain: what is metered, unique on its node: ``gpu-<uuid>``, ``package-0``, ``dram-0``, ``cpu``, ``ram``.
+            Several meters may read the same domain (a counter and a power sensor of one GPU).
         form: what a reading is.
         scope: the part of the machine: ``process``, ``gpu``, ``mig``, ``module``, ``package``, ``dram``, ``psys``,
             ``node``, ``ram``.

@@ -1,8 +1,9 @@
 """Reading all meters at a steady rate: what the sampler does, in a process of its own or in a thread.
 
 Every reading is noted with the moments before and after it, so that what the reading itself took is part of the error
-and not hidden in it. The moments follow a schedule that does not drift, and are dithered by a fifth of the period, so
-that the readings never keep step with the refresh of a sensor. Nothing that a meter does ends the loop.
+and not hidden in it. The moments follow a schedule that does not drift, and lie at random within each period, so that
+the readings never keep step with the refresh of a sensor: that is what makes its moments of change known to
+milliseconds, however seldom it is read (:mod:`perjoule.measure.publications`). Nothing that a meter does ends the loop.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ MONITOR = "monitor"
 """Domain of the last channel: the sampler's own processor time."""
 SYNC_S = 30.0
 """A loss of power loses at most so much."""
-_DITHER = 0.2
-_GOLDEN = (math.sqrt(5) - 1) / 2
-"""Multiples of it, modulo 1, are spread evenly and never repeat."""
+_MIX = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -159,10 +158,20 @@ def next_moment(tick: int, now_ns: int, rate_hz: float) -> tuple[int, int]:
         rate_hz: places per second.
     """
     period_ns = 1e9 / rate_hz
-    tick = max(tick + 1, math.floor(now_ns / period_ns - _DITHER))
-    while (due_ns := period_ns * (tick + _DITHER * (2 * (tick * _GOLDEN % 1) - 1))) <= now_ns:
+    tick = max(tick + 1, math.floor(now_ns / period_ns))
+    while (due_ns := period_ns * (tick + _chance(tick))) <= now_ns:
         tick += 1
     return tick, round(due_ns)
+
+
+def _chance(tick: int) -> float:
+    """Return a number from 0 to 1 that is always the same for a place and has nothing to do with its neighbours'.
+
+    Multiples of a fixed number would do as well as chance, if a sensor's refresh were not also one.
+    """
+    mixed = (tick + 1) * _MIX & 0xFFFFFFFFFFFFFFFF
+    mixed = (mixed ^ mixed >> 32) * _MIX & 0xFFFFFFFFFFFFFFFF
+    return (mixed >> 32) / 2**32
 
 
 def _read(meter: Meter) -> int | None:

@@ -56,7 +56,7 @@ def find_publications(before_s: Floats, after_s: Floats, values: Floats, resolut
         found = _find_period(middle_s[:_MAX_READINGS], changed[: _MAX_READINGS - 1], resolution_s)
         if found is not None and (~changed).mean() < 0.08 and not 0.75 < found[0] / resolution_s < 1.35:
             found = None  # few equal readings do not tell one period from another
-    if found is None and resolution_s <= every_s:
+    if found is None and (resolution_s <= every_s or not changed.any()):
         # Faster than the readings: each of them shows the last refresh, whenever within one that was.
         width_s = resolution_s + float(np.median(after_s - before_s)) if len(values) else resolution_s
         return Publications(middle_s - resolution_s / 2, width_s, values, None)

@@ -165,5 +165,5 @@ def ledger_caption(sheet: Sheet) -> str:
 
 
 def not_metered(summary: Summary) -> list[str]:
-    """Return one line for each meter that could not be read beside those that could."""
-    return [f"not metered: {line}" for line in summary.not_metered] if summary.sheets else []
+    """Return one line for each meter that could not be read beside those that could, then CodeCarbon's view."""
+    return [f"not metered: {line}" for line in summary.not_metered if summary.sheets] + list(summary.cross_check)

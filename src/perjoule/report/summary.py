@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perjoule.core.errors import RunFolderError
 from perjoule.core.phases import STEP, parent
 from perjoule.core.units import si
+from perjoule.measure.bridges.codecarbon import explain
 from perjoule.measure.ledger import Ledger
 from perjoule.report.energy import Sheet, cumulative_j, energy_figures, missing_meters, sheets
 from perjoule.report.phases import PhaseCost, RankCost, phase_costs, rank_costs
 from perjoule.report.quantity import Distribution, Figure, Floats, Quantity, Unavailable, spread
+from perjoule.runs.cross_check import read_cross_checks
 from perjoule.runs.tables import Run
 
 
@@ -40,6 +43,7 @@ class Summary:
     Args:
         sheets: the ledger of every domain.
         not_metered: the meters that could not be read, each with its reason.
+        cross_check: how CodeCarbon's figures differ from the ledger's, and why; empty if it did not meter the run.
         cumulative_j: (num_kept_steps,) joules from the begin of the run to the end of each step that led to the last
             weights, with what was lost in between; NaN where nothing was metered.
         phases: what every phase took in the counted steps.
@@ -84,6 +88,7 @@ class Summary:
     price: Figure
     sheets: tuple[Sheet, ...]
     not_metered: tuple[str, ...]
+    cross_check: tuple[str, ...]
     cumulative_j: Floats
     phases: tuple[PhaseCost, ...]
     ranks: tuple[RankCost, ...]
@@ -177,11 +182,22 @@ def summarize(run: Run, ledger: Ledger) -> Summary:
         **energy,
         sheets=sheets(run, ledger),
         not_metered=missing_meters(ledger),
+        cross_check=_cross_check(run, ledger),
         cumulative_j=cumulative_j(run, ledger),
         phases=phase_costs(run),
         ranks=rank_costs(run),
         startup=startup,
     )
+
+
+def _cross_check(run: Run, ledger: Ledger) -> tuple[str, ...]:
+    """Return what CodeCarbon says about each segment, and what explains the difference."""
+    try:
+        checks = read_cross_checks(run.path)
+    except RunFolderError as error:
+        return (str(error),)
+    facts = {segment.number: segment.facts.get("carbon") for segment in run.segments}
+    return tuple(line for check in checks for line in explain(ledger, check, facts.get(check.segment)))
 
 
 def _total(seconds: Floats, how: str) -> Figure:
@@ -194,7 +210,9 @@ def _listed(seconds: list[float], what: str, how: str) -> Figure:
 
 
 def _count(values: NDArray[np.int64], how: str, n: int) -> Figure:
-    return Quantity(float(values.sum()), "", how, n) if len(values) else Unavailable("no step was completed")
+    if not len(values):
+        return Unavailable("no step was completed")
+    return Quantity(float(values.sum()), "", how, n) if values.any() else Unavailable("not counted by this run's loop")
 
 
 def _window(run: Run) -> Figure:
@@ -251,6 +269,8 @@ def _rates(run: Run) -> dict[str, Figure]:
         name: Quantity(
             float(counts.sum()) / seconds, "samples/s" if name == "samples" else "tokens/s", how, len(window)
         )
+        if counts.any()
+        else Unavailable("not counted by this run's loop")
         for name, counts in counted.items()
     }
 

@@ -179,9 +179,7 @@ class Session:
             journal = JournalWriter(folder.event_path(*which), names, facts)
         if self.bridge is None:
             return Recorder(journal, fence, record.fence, clock)
-        recorder = HookedRecorder(journal, fence, record.fence, self.bridge)
-        recorder.device_clock = clock
-        return recorder
+        return HookedRecorder(self.bridge, journal, fence, record.fence, clock)
 
     def on_step(self, goal: Goal) -> Callable[[StepRecord], None]:
         """Return what the loop calls after each step: one line of metrics, and the progress display."""

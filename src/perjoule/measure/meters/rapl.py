@@ -88,6 +88,7 @@ def _open(zone: Path, domain: str, sort: str) -> Meter | Unavailable:
         wraps_at=number(zone / "max_energy_range_uj"),
         accuracy=_ACCURACY[sort],
         limit_w=_limit_w(zone),
+        device=str(zone),
     )
     try:
         meter = NumberFile(sensor, path)
