@@ -41,16 +41,21 @@ from benchmarks.workload import CLIP_NORM, Workload, config, machine_line
 from perjoule.core import phases
 from perjoule.measure.config import EnergyConfig
 from perjoule.measure.contract import Site, Unavailable
+from perjoule.measure.machine import MachineProfile
 from perjoule.measure.meters.cpu_time import cpu_time_ns, descendants
 from perjoule.measure.recorder import FencePolicy, Recorder
 from perjoule.measure.sampler import Sampler, SamplerState
 from perjoule.measure.session import READY_WITHIN_S
 from perjoule.runs.folder import sample_path
 from perjoule.runs.journal import JournalWriter
+from perjoule.train import backend as backends
+from perjoule.train.distributed import Ranks
 
 NOTHING, AGAIN, RECORDER, MEASURE = "nothing", "nothing, again", "perjoule", "perjoule.measure"
 ZEUS, CODECARBON = "Zeus, windows", "CodeCarbon, tasks"
 PHASES = (phases.DATA, phases.FORWARD, phases.BACKWARD, phases.OPTIMIZER)
+WARMUP_STEPS = 5
+"""First steps of each block, which do not count: some arms have waited for a process before them, with cold caches."""
 
 Contexts = tuple[Callable[[], AbstractContextManager[object]], Callable[[str], AbstractContextManager[object]]]
 """What makes the context of a step, and of a phase."""
@@ -208,6 +213,7 @@ def take_turns(training: Training, arms: Mapping[str, Block], rounds: int, steps
         chance.shuffle(order)
         for name in order:
             with arms[name]() as (step, phase):
+                training.run(WARMUP_STEPS, step, phase)
                 cpu_s, begun = processor_s(), time.perf_counter()
                 training.run(steps, step, phase)
                 wall_s = time.perf_counter() - begun
@@ -263,7 +269,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else:
                 arms[title] = build()
         sizes = {"dim": 64, "num_layers": 2, "num_heads": 2}
-        training = Training(Workload.prepare(config(sizes, 64, 4, folder, options.quick)))
+        recipe = config(sizes, 64, 4, folder, options.quick)
+        keep = recipe.backend.model_copy(update={"allocator": "keep"})  # page faults would be most of the noise
+        backends.prepare(keep, Ranks(), MachineProfile(folder))
+        training = Training(Workload.prepare(recipe))
         for threads in (1,) if options.quick else (1, 2):
             torch.set_num_threads(threads)
             report(take_turns(training, arms, rounds, steps), steps, threads)

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from tests.measure.worlds import LENGTH_S, PHASES, Device, World, covered, errors
+from tests.measure.worlds import LENGTH_S, PHASES, POWER_W, Device, World, covered, errors
 
 from perjoule.measure.ledger import Account, Tier
 
@@ -62,6 +62,29 @@ def test_regression_tells_phases_apart_that_are_shorter_than_the_refresh_but_not
     assert {tier for name, tier in tiers(account).items() if name in PHASES} == {Tier.REGRESSION}
     assert max(map(abs, errors(account, world).values())) < 0.05
     assert all(covered(account, world).values())
+
+
+@pytest.mark.parametrize("calibrate_s", [0.0, 3.0], ids=["regression", "bursts"])
+def test_a_phase_too_short_to_be_told_gets_what_the_others_leave_with_bounds_that_hold_the_truth(
+    calibrate_s: float,
+) -> None:
+    lengths_s = {phase: 20 * length_s for phase, length_s in LENGTH_S.items()} | {"transfer": 1e-3}
+    powers_w = POWER_W | {"transfer": 90.0}
+    world = World()
+    world.rest(2)
+    if calibrate_s:
+        world.calibrate(calibrate_s, lengths_s, powers_w)
+        world.rest(1)
+    world.train(30, lengths_s, powers_w)
+    world.rest(1)
+    account = world.account(A100_COUNTER, A100)
+    transfer = next(bucket for bucket in account.buckets if bucket.name == "transfer")
+    assert transfer.tier == Tier.SHARED
+    assert "leave" in transfer.why
+    assert transfer.low_uj <= world.spent_j["transfer"] * 1e6 <= transfer.high_uj
+    assert transfer.energy_uj > 0
+    assert all(covered(account, world).values())
+    assert closes(account)
 
 
 def test_long_phases_are_measured_directly() -> None:

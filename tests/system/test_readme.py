@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 SHELL = [line for language, body in BLOCKS if language == "sh" for line in body.splitlines()]
+ENERGY = re.findall(
+    r"^```(\w+)\n(.*?)^```", (ROOT / "docs" / "energy.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
 SHORT = ["stop.steps=3", "evaluate.every_steps=2", "evaluate.batches=1", "model.dim=32", "backend=plain"]
 
 
@@ -72,6 +76,21 @@ def test_commands_of_the_readme_work(checkout: Path, cache: Path) -> None:
     assert "matmul" in outputs[0]
     assert "finished: reached 3 steps" in outputs[1]
     assert "finished" in outputs[2]
+
+
+def test_commands_of_the_energy_page_work_and_its_python_prints_a_ledger(checkout: Path, cache: Path) -> None:
+    for language, body in ENERGY:
+        if language == "sh":
+            for line in body.splitlines():
+                words = shlex.split(line)
+                output = run([*words, *(SHORT if "train" in words else [])], checkout, cache)
+                assert "finished: reached 3 steps" in output or "synchronised energy" in output
+    (code,) = (body for language, body in ENERGY if language == "python")
+    printed = run([sys.executable, "-c", code], checkout, cache).splitlines()
+    assert {line.split()[1] for line in printed} >= {"forward", "backward", "outside"}
+    assert all(line.endswith("J modelled") for line in printed)
+    assert "calibrate" in run(["perjoule", "report", "runs/calibrated"], checkout, cache)
+    assert "energy" in run(["perjoule", "report", "runs/mine"], checkout, cache).lower()
 
 
 def test_python_of_the_readme_works(checkout: Path, cache: Path) -> None:

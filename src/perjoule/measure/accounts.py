@@ -127,7 +127,14 @@ def build_account(
 def observed_refresh_s(series: Series) -> float | None:
     """Return how often a sensor's value changes, as far as the readings show it; None if it hardly ever did."""
     refresh = observed_refresh(series.t_ns, series.raw)
-    return None if isinstance(refresh, Unavailable) else refresh.period_s
+    if isinstance(refresh, Unavailable):
+        return None
+    if not refresh.only_bounded:
+        return refresh.period_s
+    begun_ns = series.t_ns[0]
+    before_s, after_s = (series.before_ns - begun_ns) / 1e9, (series.after_ns - begun_ns) / 1e9
+    found = find_publications(before_s, after_s, series.raw.astype(np.float64), series.sensor.resolution_s)
+    return found.period_s or refresh.period_s
 
 
 def _memory_s(series: Series, refresh_s: float | None) -> float:

@@ -124,27 +124,48 @@ def attribute(
     loose_j = float(np.sqrt(sum(((one.high_j - one.low_j) / 2) ** 2 for one in found.values())))
     direct = set(found)
     scale, notes, reasons = None, [], []
-    if left and not isinstance(calibrated, str):
-        found, left, rest_j, scale = _burst(evidence, found, left, rest_j, *calibrated)
-        if scale is not None and not 0.9 <= scale <= 1.1:
+    by_difference = ""
+    if isinstance(calibrated, str):
+        reasons.append(calibrated)
+    elif left and (burst := _burst(evidence, left, rest_j, *calibrated)) is not None:
+        estimates, scale = burst
+        found |= estimates
+        by_difference = "what the calibrated phases leave"
+        if not 0.9 <= scale <= 1.1:
             notes.append(
                 f"the phases used {scale:.2f} times what their calibration foretold: the interval allows for it"
             )
-    elif isinstance(calibrated, str):
-        reasons.append(calibrated)
     if len(left) > 1 and scale is None:
         result = _regress(evidence, left, regression)
         if isinstance(result, str):
             reasons.append(result)
         else:
-            found |= _proportional(result, rest_j)
-            left -= result.keys()
-            rest_j = 0.0 if not left else max(rest_j - sum(found[state].energy_j for state in result), 0.0)
-    if left:
-        why = f"not separable: {'; '.join(reasons)}" if len(left) > 1 else "what is left by the others"
-        found |= _shared(evidence, left, rest_j, why)
+            told_j = sum(one.energy_j for one in result.values())
+            found |= _proportional(result, rest_j - _leftover_j(evidence, rest_j, told_j, left, left - result.keys()))
+            by_difference = "what the phases of the regression leave"
+    others = left - found.keys()
+    if others:
+        others_j = max(rest_j - sum(found[state].energy_j for state in left - others), 0.0)
+        why = by_difference or (f"not separable: {'; '.join(reasons)}" if len(others) > 1 else "what is left")
+        found |= _shared(evidence, others, others_j, why, total_is_known=not by_difference)
     found |= _loosened({state: found[state] for state in open_ - direct}, loose_j)
     return Attribution(_scaled(found, evidence), scale, tuple(notes))
+
+
+def _leftover_j(evidence: Evidence, rest_j: float, told_j: float, left: set[str], others: set[str]) -> float:
+    """Return what states without a method of their own get: what the told ones leave, as far as they can have used it.
+
+    Args:
+        evidence: what is known of the domain.
+        rest_j: energy of all that is left.
+        told_j: what the told ones would use by their powers.
+        left: all states that are left.
+        others: those of them that nothing is told of.
+    """
+    time_s = dict(zip(evidence.states, evidence.lasted_s.sum(axis=1), strict=True))
+    others_s, total_s = sum(time_s[state] for state in others), sum(time_s[state] for state in left)
+    most_j = 1.5 * rest_j * others_s / max(total_s, 1e-12)
+    return float(min(max(rest_j - told_j, (evidence.idle_w or 0.0) * others_s, 0.2 * most_j), most_j))
 
 
 def _loosened(estimates: Mapping[str, Estimate], by_j: float) -> dict[str, Estimate]:
@@ -185,29 +206,19 @@ def _direct(evidence: Evidence, states: set[str]) -> dict[str, Estimate]:
 
 
 def _burst(
-    evidence: Evidence,
-    found: dict[str, Estimate],
-    left: set[str],
-    rest_j: float,
-    phases: tuple[str, ...],
-    calibration: Calibration,
-) -> tuple[dict[str, Estimate], set[str], float, float | None]:
-    """Give the calibrated phases their power × time, scaled together to what the others leave."""
+    evidence: Evidence, left: set[str], rest_j: float, phases: tuple[str, ...], calibration: Calibration
+) -> tuple[dict[str, Estimate], float] | None:
+    """Return power × time of the calibrated phases, scaled together to what the others leave; None if there is none."""
     time_s = dict(zip(evidence.states, evidence.lasted_s.sum(axis=1), strict=True))
     mine = [state for state in phases if state in left]
     powers = {state: calibration.power_w[phases.index(state)] for state in mine}
     errors = {state: calibration.error_w[phases.index(state)] for state in mine}
     foretold_j = sum(powers[state] * time_s[state] for state in mine)
-    if not mine or foretold_j <= 0:
-        return found, left, rest_j, None
-    others = left - set(mine)
-    # The others get what the calibration leaves them, as far as they can have used that.
-    others_s, total_s = sum(time_s[state] for state in others), sum(time_s[state] for state in left)
-    most_j = 1.5 * rest_j * others_s / total_s
-    shared_j = min(max(rest_j - foretold_j, (evidence.idle_w or 0.0) * others_s, 0.0), most_j)
-    scale = (rest_j - shared_j) / foretold_j
+    if foretold_j <= 0:
+        return None
+    scale = (rest_j - _leftover_j(evidence, rest_j, foretold_j, left, left - set(mine))) / foretold_j
     drift = max(abs(1 - scale), abs(1 / max(scale, 1e-9) - 1))
-    result = dict(found)
+    result = {}
     for state in mine:
         energy_j = scale * powers[state] * time_s[state]
         error_j = 1.96 * scale * errors[state] * time_s[state]
@@ -217,7 +228,7 @@ def _burst(
             f"(they fit to {calibration.misfit:.1%}), scaled by {scale:.3f} to the measured total"
         )
         result[state] = Estimate(energy_j, max(energy_j - half_j, 0.0), energy_j + half_j, Tier.BURST, why)
-    return result, others, shared_j, scale
+    return result, scale
 
 
 def _regress(
@@ -271,27 +282,37 @@ def _proportional(estimates: Mapping[str, Estimate], total_j: float) -> dict[str
     return moved
 
 
-def _shared(evidence: Evidence, states: set[str], total_j: float, why: str) -> dict[str, Estimate]:
-    """Share a total by time, within what the device can draw."""
+def _shared(
+    evidence: Evidence, states: set[str], total_j: float, why: str, *, total_is_known: bool
+) -> dict[str, Estimate]:
+    """Share a total by time, within what the device can draw.
+
+    Args:
+        evidence: what is known of the domain.
+        states: who shares.
+        total_j: what they share.
+        why: why no better tier was possible.
+        total_is_known: whether the total bounds them; what others leave is uncertain and does not.
+    """
+    time_s = {state: float(evidence.lasted_s[evidence.states.index(state)].sum()) for state in states}
+    total_s = sum(time_s.values())
     if evidence.cpu_s is not None:
         points = _by_processor(evidence, states, Tier.SHARED, why, total_j)
     else:
-        time_s = dict(zip(evidence.states, evidence.lasted_s.sum(axis=1), strict=True))
-        total_s = sum(time_s[state] for state in states)
-        points = {
-            state: Estimate(float(total_j * time_s[state] / total_s), 0.0, 0.0, Tier.SHARED, why) for state in states
-        }
-    time_s = dict(zip(evidence.states, evidence.lasted_s.sum(axis=1), strict=True))
-    total_s = sum(time_s[state] for state in states)
-    least_w = min(evidence.idle_w or 0.0, total_j / max(total_s, 1e-12))
-    most_w = np.inf if evidence.limit_w is None else max(evidence.limit_w, total_j / max(total_s, 1e-12))
+        points = {state: Estimate(total_j * time_s[state] / total_s, 0.0, 0.0, Tier.SHARED, why) for state in states}
+    span_s = evidence.lasted_s.sum(axis=0)
+    seen_w = float((evidence.energy_j[span_s > 0] / span_s[span_s > 0]).max(initial=0.0))
+    mean_w = total_j / max(total_s, 1e-12)
+    least_w = min(evidence.idle_w or 0.0, mean_w)
+    most_w = max(np.inf if evidence.limit_w is None else evidence.limit_w, mean_w)
     bounded = {}
     for state, one in points.items():
         mine_s, others_s = time_s[state], total_s - time_s[state]
-        low_j = max(least_w * mine_s, total_j - most_w * others_s if others_s > 0 else total_j, 0.0)
-        high_j = min(most_w * mine_s, total_j - least_w * others_s)
-        low_j, high_j = min(low_j, one.energy_j), max(high_j, one.energy_j)
-        bounded[state] = replace(one, low_j=float(low_j), high_j=float(high_j))
+        low_j, high_j = least_w * mine_s, min(most_w, 2 * seen_w) * mine_s
+        if total_is_known:
+            low_j = max(low_j, total_j - most_w * others_s if others_s > 0 else total_j)
+            high_j = min(most_w * mine_s, total_j - least_w * others_s)
+        bounded[state] = replace(one, low_j=min(low_j, one.energy_j), high_j=max(high_j, one.energy_j))
     return bounded
 
 

@@ -44,7 +44,9 @@ def survey(site: Site, seconds: float = 1.0) -> Iterator[tuple[str, Finding | Un
     """
     for kind in SHELF.names():
         try:
-            meters = SHELF.load(kind)().build(site)
+            cls = SHELF.load(kind)
+            looks_at_all = {"all": True} if "all" in getattr(cls, "model_fields", {}) else {}
+            meters = cls(**looks_at_all).build(site)
         except ValidationError as error:
             missing = ", ".join(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])
             yield kind, Unavailable(f"needs to be told {missing}", f"energy.meters=[{{kind: {kind}, {missing}: …}}]")
