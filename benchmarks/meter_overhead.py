@@ -1,8 +1,9 @@
 """What metering costs: one training loop of four phases, metered by nothing, perjoule, Zeus and CodeCarbon in turn.
 
-``python -m benchmarks.meter_overhead``. One model, one optimizer and one stream of batches in one process serve all
-arms, which take blocks of steps in random order; two of them meter nothing (A/A). perjoule's sampler is started before
-a block and ended behind it, outside the time that counts. Processor time is that of all processes of this program.
+``python -m benchmarks.meter_overhead``. One model, one optimizer and one stream of batches serve all arms of a process,
+which take blocks of steps in random order; two of them meter nothing (A/A). perjoule's sampler is started before a
+block and ended behind it, outside the time that counts. Processor time is that of a process and all that it started.
+Whole processes are biased by a percent, whatever they do, so the interval is over processes.
 
 ========================== ==========================================================================================
 ``perjoule``               the trainer's recorder around step and phases, and a sampler process at the default rate
@@ -19,18 +20,22 @@ constant; CodeCarbon finds none and takes its estimate. Peers that are not insta
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tests.fakes.powercap import Powercap
 from torch import nn
@@ -53,6 +58,8 @@ from perjoule.train.distributed import Ranks
 
 NOTHING, AGAIN, RECORDER, MEASURE = "nothing", "nothing, again", "perjoule", "perjoule.measure"
 ZEUS, CODECARBON = "Zeus, windows", "CodeCarbon, tasks"
+PEERS = {ZEUS: "zeus", CODECARBON: "codecarbon"}
+"""Arm to the package that must be installed."""
 PHASES = (phases.DATA, phases.FORWARD, phases.BACKWARD, phases.OPTIMIZER)
 WARMUP_STEPS = 5
 """First steps of each block, which do not count: some arms have waited for a process before them, with cold caches."""
@@ -205,9 +212,11 @@ class Blocks:
     cpu_s: list[float] = field(default_factory=list)
 
 
-def take_turns(training: Training, arms: Mapping[str, Block], rounds: int, steps: int) -> dict[str, Blocks]:
+def take_turns(
+    training: Training, arms: Mapping[str, Block], rounds: int, steps: int, chance: random.Random
+) -> dict[str, Blocks]:
     """Let every arm take a block of steps in each round; the first round warms up and does not count."""
-    order, chance = list(arms), random.Random(0)
+    order = list(arms)
     blocks = {name: Blocks() for name in arms}
     for number in range(rounds + 1):
         chance.shuffle(order)
@@ -230,26 +239,15 @@ def processor_s() -> float:
     return sum(cpu_time_ns(pid) for pid in {own, *descendants((own,))}) / 1e9
 
 
-def report(blocks: Mapping[str, Blocks], steps: int, threads: int) -> None:
-    """Print the ratios to the arm that meters nothing."""
-    base = blocks[NOTHING]
-    print(f"{threads} thread(s): a step takes {spread(base.wall_s).text(2, 1e3 / steps)} ms")
-    for name, own in blocks.items():
-        if name != NOTHING:
-            title = "A/A" if name == AGAIN else f"{name} / {NOTHING}"
-            print(f"ratio {title}, wall, {threads} thread(s): {paired_ratio(own.wall_s, base.wall_s).text(4)}")
-            print(f"ratio {title}, CPU time, {threads} thread(s): {paired_ratio(own.cpu_s, base.cpu_s).text(4)}")
+def measure(rounds: int, steps: int, seed: int, quick: bool) -> dict[str, object]:
+    """Return the blocks of every arm in this process, for each number of threads, and what perjoule metered.
 
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="what metering costs")
-    parser.add_argument("--rounds", type=int, default=30, help="blocks of each arm and number of threads")
-    parser.add_argument("--steps", type=int, default=50, help="of a block")
-    parser.add_argument("--quick", action="store_true", help="a few seconds; the figures mean little")
-    options = parser.parse_args(arguments)
-    rounds, steps = (2, 4) if options.quick else (options.rounds, options.steps)
-    print(machine_line())
+    Args:
+        rounds: blocks of each arm and number of threads.
+        steps: of a block.
+        seed: of the order in which the arms take turns.
+        quick: one thread only.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perjoule-benchmark-")))
         tree = Powercap(folder / "powercap")
@@ -259,27 +257,78 @@ def main(arguments: Sequence[str] | None = None) -> None:
         energy = EnergyConfig.model_validate({"meters": ["cpu_time", "memory", "ram", rapl, "hwmon"]})
         ours = Perjoule(folder, energy)
         arms: dict[str, Block] = {NOTHING: nothing, AGAIN: nothing, RECORDER: ours.recorder, MEASURE: ours.measure}
-        peers: dict[str, tuple[str, Callable[[], Block]]] = {
-            ZEUS: ("zeus", lambda: zeus(tree)),
-            CODECARBON: ("codecarbon", codecarbon),
-        }
-        for title, (package, build) in peers.items():
-            if find_spec(package) is None:
-                print(f"{title}: left out, {package} is not installed (make peers)")
-            else:
-                arms[title] = build()
-        sizes = {"dim": 64, "num_layers": 2, "num_heads": 2}
-        recipe = config(sizes, 64, 4, folder, options.quick)
+        peers: dict[str, Callable[[], Block]] = {ZEUS: lambda: zeus(tree), CODECARBON: codecarbon}
+        arms |= {name: build() for name, build in peers.items() if find_spec(PEERS[name]) is not None}
+        recipe = config({"dim": 64, "num_layers": 2, "num_heads": 2}, 64, 4, folder, quick)
         keep = recipe.backend.model_copy(update={"allocator": "keep"})  # page faults would be most of the noise
         backends.prepare(keep, Ranks(), MachineProfile(folder))
-        training = Training(Workload.prepare(recipe))
-        for threads in (1,) if options.quick else (1, 2):
+        training, chance, found = Training(Workload.prepare(recipe)), random.Random(seed), {}
+        for threads in (1,) if quick else (1, 2):
             torch.set_num_threads(threads)
-            report(take_turns(training, arms, rounds, steps), steps, threads)
+            blocks = take_turns(training, arms, rounds, steps, chance)
+            found[threads] = {name: asdict(own) for name, own in blocks.items()}
         (state,) = ours.metered
-        print("perjoule metered", ", ".join(f"{one['domain']} ({one['kind']})" for one in state.channels))
-        for kind, missing in state.unavailable:
-            print(f"perjoule did not meter {kind}: {missing.reason}")
+        domains = [f"{one['domain']} ({one['kind']})" for one in state.channels]
+        missing = [f"{kind}: {one.reason}" for kind, one in state.unavailable]
+        return {"threads": found, "metered": domains, "unavailable": missing}
+
+
+def in_a_process(rounds: int, steps: int, seed: int, quick: bool) -> dict[str, Any]:
+    """Return what :func:`measure` finds in a process of its own.
+
+    Raises:
+        RuntimeError: if the process fails.
+    """
+    command = [sys.executable, "-m", "benchmarks.meter_overhead", "--seed", str(seed)]
+    command += ["--rounds", str(rounds), "--steps", str(steps), *["--quick"] * quick]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-800:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def report(processes: Sequence[Mapping[str, Mapping[str, list[float]]]], steps: int, threads: str) -> None:
+    """Print the ratios to the arm that meters nothing: in each process the median over its rounds.
+
+    Args:
+        processes: arm to its blocks, for each of them.
+        steps: of a block.
+        threads: number of them.
+    """
+    step_s = [float(np.median(arms[NOTHING]["wall_s"])) / steps for arms in processes]
+    print(f"{threads} thread(s): a step takes {spread(step_s).text(2, 1e3)} ms")
+    for name in processes[0]:
+        for clock, title in (("wall_s", "wall"), ("cpu_s", "CPU time")) if name != NOTHING else ():
+            ratios = [paired_ratio(arms[name][clock], arms[NOTHING][clock]).median for arms in processes]
+            what = "A/A" if name == AGAIN else f"{name} / {NOTHING}"
+            print(f"ratio {what}, {title}, {threads} thread(s): {spread(ratios).text(4)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="what metering costs")
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=6, help="blocks of each arm, process and number of threads")
+    parser.add_argument("--steps", type=int, default=50, help="of a block")
+    parser.add_argument("--seed", type=int, help="be one of the processes, and print JSON")
+    parser.add_argument("--quick", action="store_true", help="a few seconds; the figures mean little")
+    options = parser.parse_args(arguments)
+    if options.seed is not None:
+        print(json.dumps(measure(options.rounds, options.steps, options.seed, options.quick)))
+        return
+    num, rounds, steps = (1, 2, 4) if options.quick else (options.processes, options.rounds, options.steps)
+    print(machine_line())
+    for title, package in PEERS.items():
+        if find_spec(package) is None:
+            print(f"{title}: left out, {package} is not installed (make peers)")
+    found = [in_a_process(rounds, steps, seed, options.quick) for seed in range(num)]
+    print(f"{num} process(es), {rounds} blocks of {steps} steps of each arm in each")
+    for threads in found[0]["threads"]:
+        report([one["threads"][threads] for one in found], steps, threads)
+    print("perjoule metered", ", ".join(found[0]["metered"]))
+    for line in found[0]["unavailable"]:
+        print(f"perjoule did not meter {line}")
     print(machine_line())
 
 

@@ -43,7 +43,7 @@ class Log:
         card: its name.
         stretches: (phase, begin, end) in seconds.
         time_s: (num,) moments of the readings.
-        power_w: quantity to its (num,) readings.
+        power_w: quantity to its (num,) readings; NaN where the sensor gave none.
         truth_w: phase to its true power; empty if no external meter was there.
     """
 
@@ -66,7 +66,8 @@ def read_log(folder: Path, card: str) -> Log:
     with phases.open(encoding="utf-8") as file:
         rows = [(row["phase"], float(row["start_s"]), float(row["end_s"])) for row in csv.DictReader(file)]
     readings = np.genfromtxt(folder / f"{card}_sensor.csv", delimiter=",", names=True)
-    power_w = {name: readings[name] for name in readings.dtype.names or () if name != "time_s"}
+    columns = {name: readings[name] for name in readings.dtype.names or () if name != "time_s"}
+    power_w = {name: values for name, values in columns.items() if np.isfinite(values).any()}
     truth_w: dict[str, float] = {}
     if (meter := folder / f"{card}_meter.csv").is_file():
         truth = np.genfromtxt(meter, delimiter=",", names=True)
@@ -101,8 +102,9 @@ def replay(log: Log, quantity: str, window_s: float | None, refresh_s: float) ->
     for record, (phase, at_s, kind) in zip(records, edges, strict=True):
         record["t_ns"], record["phase"], record["kind"] = round(at_s * 1e9), phases.index(phase), kind
     sensor = Sensor("gpu-0", Form.POWER, "gpu", quantity, "µW", refresh_s, window_s, accuracy=ACCURACY)
-    t_ns = np.rint(log.time_s * 1e9).astype(np.int64)
-    raw = np.rint(log.power_w[quantity] * 1e6).astype(np.int64)
+    read = np.isfinite(log.power_w[quantity])
+    t_ns = np.rint(log.time_s[read] * 1e9).astype(np.int64)
+    raw = np.rint(log.power_w[quantity][read] * 1e6).astype(np.int64)
     series = join(sensor, [(t_ns, t_ns, raw)], 1 / float(np.median(np.diff(log.time_s))))
     rank = Whereabouts(Journal({"phases": phases}, records))
     return build_account(Course(0, "recorded", (rank,), None, killed=False), series, None, None)

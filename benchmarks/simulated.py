@@ -21,7 +21,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from tests.fakes.nvml import Edges, Gpu
 
@@ -124,7 +123,12 @@ class Load:
                 time.sleep((left_ns - SPIN_NS) / 1e9)
         self._edges.set_power(IDLE_W, "idle")
 
-    def train(self, seconds: float, phase: Phases, step: Callable[[], AbstractContextManager[object]]) -> Outcome:
+    def train(
+        self,
+        seconds: float,
+        phase: Callable[[str], AbstractContextManager[object]],
+        step: Callable[[], AbstractContextManager[object]],
+    ) -> Outcome:
         """Take steps for some seconds; return the truth, with nothing found yet.
 
         Args:
@@ -143,13 +147,6 @@ class Load:
         spent_uj = self._edges.energy_by_label_uj(begin_ns, end_ns)
         whole_j = self._edges.energy_uj(begin_ns, end_ns) / 1e6
         return Outcome(num_steps, {part.name: spent_uj[part.name] / 1e6 for part in PARTS}, whole_j, {})
-
-
-class Phases(Protocol):
-    """Makes the context of a phase."""
-
-    def __call__(self, name: str, /) -> AbstractContextManager[object]:
-        """Return it."""
 
 
 class Windows:

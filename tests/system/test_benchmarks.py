@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import attribution, meter_overhead, replay, sensor_matrix, simulated
+from benchmarks.meter_overhead import NOTHING, RECORDER
 from benchmarks.ratios import Spread, paired_difference, paired_ratio, spread
 from benchmarks.simulated import BACKWARD, DATA, IDLE_W, PARTS, Figure, Load, Outcome, Windows
 from benchmarks.turns import Arm
@@ -140,6 +141,22 @@ def test_meter_overhead_compares_both_ways_to_meter_with_nothing(tmp_path: Path)
             f"{name}, {clock}, 1 thread(s)" for name in ("A/A", "perjoule / nothing", "perjoule.measure / nothing")
         }
         assert names <= found.keys()
+
+
+def test_a_process_of_meter_overhead_that_fails_ends_the_benchmark_with_its_last_words() -> None:
+    with pytest.raises(RuntimeError, match=r"--steps few --quick ended with 2: (.|\n)*invalid int value: 'few'"):
+        meter_overhead.in_a_process(1, "few", 0, quick=True)  # type: ignore[arg-type]
+
+
+def test_the_ratio_of_a_process_is_the_median_over_its_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+    base, own = {"wall_s": [1.0, 2.0, 4.0]}, {"wall_s": [1.1, 2.2, 40.0]}
+    processes = [{NOTHING: {**base, "cpu_s": [2.0]}, RECORDER: {**own, "cpu_s": [cpu_s]}} for cpu_s in (1.0, 2.0, 3.0)]
+    meter_overhead.report(processes, 100, "1")
+    assert capsys.readouterr().out.splitlines() == [
+        "1 thread(s): a step takes 20.00 [20.00, 20.00] ms",
+        "ratio perjoule / nothing, wall, 1 thread(s): 1.1000 [1.1000, 1.1000]",
+        "ratio perjoule / nothing, CPU time, 1 thread(s): 1.0000 [0.5000, 1.5000]",
+    ]
 
 
 def test_a_block_of_which_nothing_is_metered_does_not_count(tmp_path: Path) -> None:
@@ -307,6 +324,17 @@ def test_a_recorded_a100_is_never_confident_and_wrong(window: list[str], recorde
     assert {(phase, true_w) for phase, true_w, _, _ in lines} == {("load", "190.9"), ("idle", "67.3")}
     for _, _, error, judged in lines:
         assert judged.startswith("right" if abs(float(error)) <= 15 else ("not separable", "off by more than 15%"))
+
+
+def test_a_sensor_that_gave_no_reading_is_left_out_and_gaps_are_skipped(recorded: Path) -> None:
+    lines = (recorded / "a100_sensor.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    gaps = [f"{time_s},{'' if number == 5 else power_w}," for number, (time_s, power_w, _) in enumerate(rows)]
+    (recorded / "a100_sensor.csv").write_text("\n".join([lines[0], *gaps]) + "\n")
+    log = replay.read_log(recorded, "a100")
+    assert log.power_w.keys() == {"power_draw_w"}
+    whole = replay.replay(replay.read_log(RECORDED, "a100"), "power_draw_w", 0.025, 0.1)
+    assert replay.replay(log, "power_draw_w", 0.025, 0.1).total_uj == pytest.approx(whole.total_uj, rel=1e-3)
 
 
 def test_verdicts_on_a_recorded_phase() -> None:

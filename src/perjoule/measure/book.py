@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,17 @@ def _accounts(run: Run, segment: Segment, node: str, files: Sequence[Samples], a
     series = _series(files)
     monitor = series.pop(MONITOR_DOMAIN, None)
     killed = segment.facts.get("status") == RUNNING and not is_live(run.path)
+    courses: dict[tuple[int, ...], Course] = {}
     for meters in series.values():
         readable = [one for one in meters if len(one) >= 2 and one.sensor.form != Form.LEVEL]
-        ranks = _ranks(run.path, segment.number, journals, meters[0].sensor.domain)
-        if not readable or not ranks:
+        if not readable or not journals:
             continue
+        users = _users(journals, meters[0].sensor.domain)
+        if users not in courses:
+            ranks = _whereabouts(run.path, segment.number, journals, users)
+            courses[users] = Course(segment.number, node, ranks, _window(run, segment), killed)
         total, power, notes = _choose(readable)
-        course = Course(segment.number, node, ranks, _window(run, segment), killed)
-        yield build_account(course, total, power, monitor[0] if monitor else None, notes)
+        yield build_account(courses[users], total, power, monitor[0] if monitor else None, notes)
 
 
 def _journals(run: Path, segment: Segment, node: str, alone: bool) -> dict[int, Journal]:
@@ -70,24 +74,26 @@ def _journals(run: Path, segment: Segment, node: str, alone: bool) -> dict[int, 
     }
 
 
-def _ranks(run: Path, segment: int, journals: Mapping[int, Journal], domain: str) -> tuple[Whereabouts, ...]:
-    """Return where the ranks were that use a domain, by the device's own clock where it was recorded."""
+def _users(journals: Mapping[int, Journal], domain: str) -> tuple[int, ...]:
+    """Return the ranks that use a device, none for a domain that all of a node's ranks share."""
     name = domain.removeprefix("module-").removeprefix("gpu-").removeprefix("GPU-")
-    users = {
-        rank: journal
-        for rank, journal in journals.items()
-        if str(journal.header.get("device", "")).removeprefix("GPU-") == name
-    }
-    ranks = []
-    for rank, journal in (users or journals).items():
+    devices = {rank: str(journal.header.get("device", "")) for rank, journal in journals.items()}
+    return tuple(rank for rank, device in devices.items() if device.removeprefix("GPU-") == name)
+
+
+def _whereabouts(
+    run: Path, segment: int, journals: Mapping[int, Journal], users: tuple[int, ...]
+) -> tuple[Whereabouts, ...]:
+    """Return where the users of a device were, by its own clock where that was recorded; without users, all ranks."""
+    if not users:
+        return tuple(map(Whereabouts, journals.values()))
+    chosen = {rank: journals[rank] for rank in users}
+    for rank in users:
         timeline = device_event_path(run, segment, rank)
-        if rank in users and timeline.is_file():
-            try:
-                journal = read_journal(timeline)  # noqa: PLW2901
-            except RunFolderError:
-                pass
-        ranks.append(Whereabouts(journal))
-    return tuple(ranks)
+        if timeline.is_file():
+            with contextlib.suppress(RunFolderError):  # a damaged one gives way to the host's
+                chosen[rank] = read_journal(timeline)
+    return tuple(map(Whereabouts, chosen.values()))
 
 
 def _series(files: Sequence[Samples]) -> dict[str, list[Series]]:

@@ -64,19 +64,17 @@ class Whereabouts:
             first, last = np.searchsorted(times_ns, (t_ns[0], t_ns[-1]))
             asked = times_ns[first:last]
             row = np.searchsorted(t_ns, asked, side="right") - 1
+            # A span between two records counts for every moment behind its end: it is put with the first of these.
+            place = np.repeat(np.arange(len(asked) + 1), np.diff(np.concatenate([[0], row, [len(lasted)]])))
+            for total, spans in ((wall, lasted), (cpu, used)):
+                sums = np.bincount(place * shape[0] + state[:-1], spans, (len(asked) + 1) * shape[0])
+                until = np.cumsum(sums.reshape(-1, shape[0]), axis=0).astype(np.int64)
+                total[:, first:last] += until[:-1].T
+                total[:, last:] += until[-1][:, None]
             part = asked - t_ns[row]
-            part_cpu = used[row] * (part / np.maximum(lasted[row], 1))
-            for number in np.unique(state[:-1]):
-                mine = state[:-1] == number
-                sums = np.cumsum(np.where(mine, lasted, 0))
-                sums_cpu = np.cumsum(np.where(mine, used, 0))
-                here = mine[row]
-                before = np.where(row > 0, sums[row - 1], 0)
-                before_cpu = np.where(row > 0, sums_cpu[row - 1], 0)
-                wall[number, first:last] += before + np.where(here, part, 0)
-                cpu[number, first:last] += before_cpu + np.where(here, part_cpu, 0).astype(np.int64)
-                wall[number, last:] += int(sums[-1])
-                cpu[number, last:] += int(sums_cpu[-1])
+            moments = np.arange(first, last)
+            np.add.at(wall, (state[row], moments), part)
+            np.add.at(cpu, (state[row], moments), (used[row] * (part / np.maximum(lasted[row], 1))).astype(np.int64))
         after = np.maximum(times_ns - self.end_ns, 0) + np.minimum(times_ns - self.begin_ns, 0)
         wall[0] += after
         return Spent(self.states, wall, cpu)
