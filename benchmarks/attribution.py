@@ -31,6 +31,7 @@ from benchmarks.ratios import spread
 from benchmarks.simulated import PARTS, Figure, Outcome
 from benchmarks.workload import machine_line
 from perjoule.core.errors import DataError
+from perjoule.measure.config import EnergyConfig
 
 NAMES = tuple(part.name for part in PARTS)
 AT_ONCE = 2
@@ -192,6 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="energy by phase against a known truth")
     parser.add_argument("--seconds", type=float, default=30.0, help="of steps in each run")
+    parser.add_argument(
+        "--burst", type=float, default=EnergyConfig().burst_s, help="seconds of each of perjoule's bursts"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each tool")
     parser.add_argument("--quick", action="store_true", help="perjoule alone, a quick sensor, a few seconds")
     parser.add_argument("--matrix", action="store_true", help="simulated sensors of all kinds in place of the tools")
@@ -218,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         quick = ["--gpu", "v100", "--seconds", "3", "--burst", "0.7", "--rate", "20"]
         found = measure(
             1 if options.quick else options.repeats,
-            quick if options.quick else ["--seconds", str(options.seconds)],
+            quick if options.quick else ["--seconds", str(options.seconds), "--burst", str(options.burst)],
             there,
         )
         report(found)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from perjoule.core.phases import OTHER
 from perjoule.measure.attribution import Attribution, Estimate, Evidence, attribute
-from perjoule.measure.calibration import Calibration, plateau, solve
+from perjoule.measure.calibration import Calibration, plateau, published, solve
 from perjoule.measure.contract import Form, Sensor, Unavailable
 from perjoule.measure.ledger import MONITOR, UNKNOWN, Account, Bucket, StepCurve, Tier, Timeline
 from perjoule.measure.occupancy import OUTSIDE, Spent, Whereabouts, together
@@ -198,7 +198,8 @@ def _calibrated(
     bursts = course.ranks[0].occurrences(CALIBRATE)
     if not len(bursts):
         return "not calibrated (energy.calibrate=true)"
-    flat = [plateau(total, int(begin), int(end), memory_s) for begin, end in bursts]
+    shown = published(total)
+    flat = [plateau(total.sensor.form, shown, int(begin), int(end), memory_s) for begin, end in bursts]
     found = [one for one in flat if one is not None]
     spent = course.spent(np.array([(one.begin_ns, one.end_ns) for one in found], np.int64).ravel())
     lasted = np.diff(spent.wall_ns.reshape(len(states), len(found), 2), axis=2)[:, :, 0].astype(np.float64)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perjoule.measure.contract import Form
+from perjoule.measure.publications import find_publications
 from perjoule.measure.readings import Series
 from perjoule.measure.regression import nonnegative
 
@@ -59,36 +60,53 @@ class Calibration:
     misfit: float
 
 
-def plateau(series: Series, begin_ns: int, end_ns: int, memory_s: float) -> Plateau | None:
+def published(series: Series) -> tuple[Ints, Ints]:
+    """Return when the sensor took its values, as far as the readings tell, and the values: energy in µJ or power in µW.
+
+    A reading shows a value that is up to a refresh old. With the moments of the refresh itself the slope of a counter
+    is known several times better.
+    """
+    values = series.energy_uj if series.sensor.form == Form.COUNTER else series.raw
+    if len(values) < 2:
+        return series.t_ns, values
+    begun_ns = int(series.before_ns[0])
+    before_s, after_s = (series.before_ns - begun_ns) / 1e9, (series.after_ns - begun_ns) / 1e9
+    found = find_publications(before_s, after_s, values.astype(np.float64), series.sensor.resolution_s)
+    if found.period_s is not None:
+        return begun_ns + np.rint(found.t_s * 1e9).astype(np.int64), found.values.astype(np.int64)
+    # A value that was read twice is one value; the moment it was first read is the closest to its own.
+    new = np.insert(np.diff(values) != 0, 0, True)
+    return series.t_ns[new], values[new]
+
+
+def plateau(form: Form, shown: tuple[Ints, Ints], begin_ns: int, end_ns: int, memory_s: float) -> Plateau | None:
     """Return the steady part of a burst, or None if it is too short.
 
     Args:
-        series: readings of the domain.
+        form: what the values are.
+        shown: moments and values of the sensor, from :func:`published`.
         begin_ns: begin of the burst.
         end_ns: its end.
         memory_s: how far back a reading looks: lag, refresh and window.
     """
     skip_ns = int(memory_s * 1e9)
-    t_ns = series.t_ns
-    rows = np.flatnonzero((t_ns >= begin_ns + skip_ns) & (t_ns <= end_ns))
-    # A value that was read twice is one value; the moment it was first read is the closest to its own.
-    rows = rows[np.insert(np.diff(series.raw[rows]) != 0, 0, True)] if len(rows) else rows
-    if len(rows) < _MIN_READINGS:
+    inside = (shown[0] >= begin_ns + skip_ns) & (shown[0] <= end_ns)
+    t_ns, values = shown[0][inside], shown[1][inside]
+    if len(t_ns) < _MIN_READINGS:
         return None
-    if series.sensor.form == Form.COUNTER:
-        t_s, energy_j = (t_ns[rows] - t_ns[rows[0]]) / 1e9, series.energy_uj[rows] / 1e6
+    half = len(t_ns) // 2
+    if form == Form.COUNTER:
+        t_s, energy_j = (t_ns - t_ns[0]) / 1e9, (values - values[0]) / 1e6
         power_w, error_w = _slope(t_s, energy_j)
-        half = len(rows) // 2
         drift_w = _slope(t_s[:half], energy_j[:half])[0] - _slope(t_s[half:], energy_j[half:])[0]
         # Slopes of halves scatter eight times as much (variance of the whole) each.
         drift_w = max(abs(drift_w) - 2 * 4 * error_w, 0.0)
     else:
-        value_w = series.raw[rows] / 1e6
+        value_w = values / 1e6
         power_w, error_w = float(value_w.mean()), _error_of_mean(value_w)
-        half = len(rows) // 2
         drift_w = max(abs(float(value_w[:half].mean() - value_w[half:].mean())) - 2 * 2 * error_w, 0.0)
     error_w = float(np.hypot(max(error_w, _LEAST_SCATTER * power_w), drift_w / 2))
-    return Plateau(int(t_ns[rows[0]] - skip_ns), int(t_ns[rows[-1]]), power_w, error_w, len(rows))
+    return Plateau(int(t_ns[0]) - skip_ns, int(t_ns[-1]), power_w, error_w, len(t_ns))
 
 
 def solve(shares: Floats, plateaus: list[Plateau], pauses: Floats, pause_w: float) -> Calibration | None:
