@@ -158,20 +158,27 @@ def training(seq_len: int, rounds: int) -> None:
         for arm, step in steps.items():
             seconds[arm].append(_seconds(step))
         again.append(_seconds(steps[TRANSFORMER]))
-    print(f"training, {seq_len} tokens, ln(vocab_size) {math.log(VOCAB_SIZE):.3f}; ratios to the Transformer")
+    print(f"training, {seq_len} tokens, ln(vocab_size) {math.log(VOCAB_SIZE):.3f}")
+    bodies = {arm: body_flops(arm, seq_len) for arm in ARMS}
+    every = {arm: flops(arm, VOCAB_SIZE, seq_len) for arm in ARMS}
+    memory = {arm: peak_bytes(arm, seq_len) for arm in ARMS}
     for arm in ARMS:
-        body = body_flops(arm, seq_len) / body_flops(TRANSFORMER, seq_len)
-        every = flops(arm, VOCAB_SIZE, seq_len) / flops(TRANSFORMER, VOCAB_SIZE, seq_len)
-        memory = peak_bytes(arm, seq_len)
         print(
-            f"  {arm:<15} loss {losses[arm]:.6f}  body FLOPs {body:.2f}  FLOPs {every:.2f}  "
-            f"{spread(seconds[arm]).text(1, 1e3)} ms, time {paired_ratio(seconds[arm], seconds[TRANSFORMER]).text(2)}  "
-            f"memory {memory / 1e6:.0f} MB, {memory / peak_bytes(TRANSFORMER, seq_len):.2f}"
+            f"  {arm}: loss {losses[arm]:.6f}, {spread(seconds[arm]).text(1, 1e3)} ms, {memory[arm] / 1e6:.0f} MB, "
+            f"{every[arm] / 1e9:.2f} GFLOP, {bodies[arm] / 1e9:.2f} of them in the body"
         )
-    faster = paired_ratio(seconds[PUBLISHED], seconds[OURS])
-    fewer = body_flops(PUBLISHED, seq_len) / body_flops(OURS, seq_len)
-    print(f"  published form / ours: time {faster.text(2)}, body FLOPs {fewer:.2f}, loss off by ", end="")
-    print(f"{abs(losses[PUBLISHED] / losses[OURS] - 1):.1e}; A/A {paired_ratio(again, seconds[TRANSFORMER]).text(2)}")
+    for arm in ARMS[:-1]:
+        against = {name: found[arm] / found[TRANSFORMER] for name, found in _named(bodies, every, memory).items()}
+        print(f"  {arm} / Transformer: {', '.join(f'{name} {value:.2f}' for name, value in against.items())}")
+        print(f"ratio time, {arm} / Transformer, {seq_len}: {paired_ratio(seconds[arm], seconds[TRANSFORMER]).text()}")
+    print(f"  published form / ours: body FLOPs {bodies[PUBLISHED] / bodies[OURS]:.2f}, ", end="")
+    print(f"losses differ by {abs(losses[PUBLISHED] / losses[OURS] - 1):.1e}")
+    print(f"ratio time, published form / ours, {seq_len}: {paired_ratio(seconds[PUBLISHED], seconds[OURS]).text()}")
+    print(f"ratio A/A, {seq_len}: {paired_ratio(again, seconds[TRANSFORMER]).text()}")
+
+
+def _named(bodies: dict[str, int], every: dict[str, int], memory: dict[str, int]) -> dict[str, dict[str, int]]:
+    return {"body FLOPs": bodies, "FLOPs": every, "memory": memory}
 
 
 def decoding(context: int, rounds: int) -> None:
@@ -194,14 +201,14 @@ def decoding(context: int, rounds: int) -> None:
     off = (cached() - recomputed()).abs().max().item()
     times = [(_seconds(recomputed), _seconds(cached)) for _ in range(rounds)]
     slow, fast = zip(*times, strict=True)
-    print(f"decoding at context {context}: cached {spread(fast).text(2, 1e3)} ms per token, recomputing everything ")
-    print(f"  {paired_ratio(slow, fast).text(1)} times that; logits differ by {off:.1e}")
+    print(f"decoding at context {context}: {spread(fast).text(2, 1e3)} ms per token; logits differ by {off:.1e}")
+    print(f"ratio time, recomputing everything / cached, {context}: {paired_ratio(slow, fast).text()}")
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    begun = time.process_time()  # one thread: the wall's time without what others did meanwhile
     work()
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 def main() -> None:

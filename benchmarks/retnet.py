@@ -37,7 +37,8 @@ SIZES = {"dim": 256, "num_layers": 4, "num_heads": 4, "value_dim": 512, "ffn_dim
 LENGTHS = (256, 1024, 2048, 4096, 8192)
 CONTEXTS = (128, 1024, 4096, 16384)
 OURS, AGAIN, COMPILED, PLAIN = "perjoule", "perjoule, again", "perjoule, compiled", "parallel form"
-TORCHSCALE = "torchscale parallel", "torchscale chunkwise 64", "torchscale chunkwise 256"
+TORCHSCALE = {"torchscale parallel": None, "torchscale chunkwise 64": 64, "torchscale chunkwise 256": 256}
+"""Its arms and their chunk; without one it computes its parallel form."""
 QUADRATIC_LIMIT = 4096
 """Longest sequence for arms that form every score: 8192² of them would not fit many machines."""
 
@@ -102,8 +103,7 @@ def step_of(arm: str, seq_len: int, tokens: int) -> Step:
     input_ids, labels = torch.randint(VOCAB_SIZE, (2, rows, seq_len))
     loss_of: Callable[[], Tensor]
     if arm in TORCHSCALE:
-        chunk_len = int(arm.split()[-1]) if arm.endswith(("64", "256")) else None
-        module: nn.Module = torchscale(chunk_len)
+        module: nn.Module = torchscale(TORCHSCALE[arm])
 
         def loss_of() -> Tensor:
             logits = module(input_ids)[0]
@@ -134,7 +134,7 @@ def arms_for(seq_len: int, peer: bool, compiled: bool) -> list[str]:
     if seq_len <= QUADRATIC_LIMIT:
         arms.append(PLAIN)
     if peer:
-        arms += TORCHSCALE if seq_len <= QUADRATIC_LIMIT else TORCHSCALE[1:]
+        arms += [arm for arm, chunk_len in TORCHSCALE.items() if chunk_len or seq_len <= QUADRATIC_LIMIT]
     return arms
 
 
@@ -148,9 +148,7 @@ def cpu_s(run: Step) -> float:
 def train(options: SimpleNamespace) -> None:
     """Compare the time of a training step without its optimizer."""
     for seq_len in options.lengths:
-        arms = {
-            arm: step_of(arm, seq_len, options.tokens) for arm in arms_for(seq_len, options.peer, options.compiled)
-        }
+        arms = {arm: step_of(arm, seq_len, options.tokens) for arm in arms_for(seq_len, options.peer, options.compiled)}
         times: dict[str, list[float]] = {arm: [] for arm in arms}
         for step in arms.values():
             step()
