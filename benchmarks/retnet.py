@@ -187,14 +187,15 @@ def one(options: SimpleNamespace) -> None:
     print(f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f}")
 
 
-def decoder_of(model: Decoder, context: int) -> Step:
+def decoder_of(model: Decoder, context: int, compiled: bool = False) -> Step:
     """Return what decodes one more token behind a context of some length, again and again."""
     token = torch.zeros(1, dtype=torch.int64)
     _, cache = model.prefill(torch.randint(VOCAB_SIZE, (1, context)))
+    read: Any = torch.compile(model.decode) if compiled else model.decode
 
     def step() -> None:
         nonlocal cache
-        _, cache = model.decode(token, cache)
+        _, cache = read(token, cache)
 
     return step
 
@@ -206,6 +207,8 @@ def decode(options: SimpleNamespace) -> None:
     retnet = RetNetConfig.model_validate(SIZES).build(shape).eval()
     transformer: Any = TransformerConfig().build(shape).eval()
     arms = {f"perjoule, context {context}": decoder_of(retnet, context) for context in options.contexts}
+    if options.compiled:
+        arms[COMPILED] = decoder_of(retnet, options.contexts[0], compiled=True)
     if isinstance(transformer, Decoder):
         for context in options.contexts:
             arms[f"Transformer, context {context}"] = decoder_of(transformer, context)

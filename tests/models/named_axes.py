@@ -18,17 +18,19 @@ import torch  # noqa: E402
 
 from perjoule.models.layers.loss import chunked_next_token_loss, next_token_loss  # noqa: E402
 from perjoule.models.layers.rope import rotate  # noqa: E402
+from perjoule.models.longnet import LongNetConfig  # noqa: E402
 from perjoule.models.transformer import TransformerConfig  # noqa: E402
 
 
-def train_one_step(**settings: Any) -> None:
-    config = TransformerConfig(dim=32, num_layers=2, num_heads=4, **settings)
-    model = config.build({"vocab_size": 20, "seq_len": 10})
+def train_one_step(kind: Any = TransformerConfig, **settings: Any) -> None:
+    model = kind(dim=32, num_layers=2, num_heads=4, **settings).build({"vocab_size": 20, "seq_len": 10})
     tokens = torch.randint(20, (3, 9))
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             output = model({"input_ids": tokens, "labels": tokens}, with_logits=enabled)
         output.loss.backward()
+    _, cache = model.prefill(tokens, torch.arange(9) >= torch.arange(3)[:, None])
+    model.decode(tokens[:, 0], cache)
 
 
 def refused(function: Any, *arguments: Any) -> None:
@@ -46,7 +48,9 @@ def refused(function: Any, *arguments: Any) -> None:
 
 train_one_step()
 train_one_step(attention="blocked", num_kv_heads=2, tie_embeddings=True)
-train_one_step(activation_checkpointing=True, loss_chunk_rows=5)
+train_one_step(activation_checkpointing=True, loss_chunk_rows=5, positions="xpos")
+train_one_step(LongNetConfig, segment_lengths=[3, 9], dilations=[1, 2])
+train_one_step(LongNetConfig, norm="layer", bias=True, sub_norm=True, ffn="gelu", positions="none")
 refused(rotate, torch.ones(1, 2, 9, 8), torch.ones(2, 8, 4))
 refused(next_token_loss, torch.ones(4, 20), torch.zeros(3, dtype=torch.int64))
 refused(chunked_next_token_loss, torch.ones(4, 8), torch.ones(20, 7), torch.zeros(4, dtype=torch.int64), 2)

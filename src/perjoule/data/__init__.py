@@ -9,6 +9,8 @@ from perjoule.core.registry import Shelf
 SHELF = Shelf(
     "data",
     {
+        "dyck": "perjoule.data.sets.dyck:DyckConfig",
+        "recall": "perjoule.data.sets.recall:RecallConfig",
         "stdlib": "perjoule.data.sets.stdlib:StdlibConfig",
         "text": "perjoule.data.sets.text:TextFilesConfig",
     },

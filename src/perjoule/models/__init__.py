@@ -6,4 +6,13 @@ To add one: write ``models/<kind>.py`` with a docstring whose first line describ
 
 from perjoule.core.registry import Shelf
 
-SHELF = Shelf("models", {"transformer": "perjoule.models.transformer:TransformerConfig"})
+SHELF = Shelf(
+    "models",
+    {
+        "longnet": "perjoule.models.longnet:LongNetConfig",
+        "retnet": "perjoule.models.retnet:RetNetConfig",
+        "ebt": "perjoule.models.ebt:EBTConfig",
+        "ebt_denoiser": "perjoule.models.ebt_denoiser:EBTDenoiserConfig",
+        "transformer": "perjoule.models.transformer:TransformerConfig",
+    },
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -48,6 +48,42 @@ class Trainable(Protocol):
 
     def flops_per_token(self, seq_len: int) -> FlopsPerToken:
         """Return the training FLOPs per token at this sequence length."""
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """A language model that writes one token after another, reading what it has written from a cache.
+
+    A cache is the model's own: keys and values, a recurrent state, both. ``decode`` may change it in place; the cache
+    to go on with is the one that is returned. Rows of a batch may begin at different places: shorter prompts are padded
+    on the left, and ``mask`` is False there. What is padded changes nothing for the others, and positions count from
+    the first real token of each row.
+    """
+
+    def prefill(self, input_ids: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, Any]:
+        """Read prompts.
+
+        Args:
+            input_ids: (batch, seq) tokens, padded on the left.
+            mask: (batch, seq) True for real tokens; None if all are.
+
+        Returns:
+            (batch, vocab_size) logits of the next token of each row, float32; and the cache.
+
+        Raises:
+            ConfigError: if the prompt is longer than the model's positions allow.
+        """
+
+    def decode(self, token: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        """Read one more token of each row.
+
+        Args:
+            token: (batch,) tokens.
+            cache: as returned before.
+
+        Returns:
+            (batch, vocab_size) logits of the token behind it, float32; and the cache.
+        """
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,10 +1,11 @@
 """Grouped-query causal self-attention with a choice of kernel.
 
     q, k, v = x·Wq, x·Wk, x·Wv        heads of size head_dim; several query heads share one key and value head
-    out     = softmax(rotate(q)·rotate(k)ᵀ / sqrt(head_dim) + causal mask)·v·Wo
+    out     = softmax(place(q)·place(k)ᵀ / sqrt(head_dim) + causal mask)·v·Wo
 
 Wq, Wk and Wv are the rows of :attr:`Attention.qkv` in this order, so that x is read (and, under autocast, cast) once.
-Wo is :attr:`Attention.output`. Forward time is 4·dim·seq_len² multiply-adds per sample without a mask.
+Wo is :attr:`Attention.output`; ``place`` gives positions (layers/positions.py). Forward time is 4·dim·seq_len²
+multiply-adds per sample without a mask; with a cache, 4·dim·slots per token.
 
 Vaswani et al., Attention Is All You Need, 2017; Ainslie et al., GQA, 2023.
 """
@@ -20,7 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perjoule.models.layers.rope import rotate
+from perjoule.models.layers.cache import LayerCache, recall
+from perjoule.models.layers.positions import place
+from perjoule.models.layers.rope import Table
 
 Kernel = Literal["sdpa", "blocked"]
 
@@ -83,16 +86,22 @@ class Attention(nn.Module):
         self.output = nn.Linear(dim, dim, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], table: Float[Tensor, "2 seq half"]
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        table: Table | None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
         """Mix every position with the earlier ones.
 
         Args:
             x: the normalised residual stream.
-            table: cosines and sines of the positions, from :class:`~perjoule.models.layers.rope.RotaryTable`.
+            table: of the positions, from :func:`~perjoule.models.layers.positions.position_table`.
+            cache: takes the keys and values; if it holds some already, x is one more token of each row.
         """
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         q, k, v = heads.split(self.splits, dim=1)
-        mixed = KERNELS[self.kernel](rotate(q, table), rotate(k, table), v)
+        q, k = place(q, k, table)
+        past = None if cache is None else cache.extend(k, v)
+        mixed = KERNELS[self.kernel](q, k, v) if past is None else recall(q, past)
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output

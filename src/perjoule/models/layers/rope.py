@@ -17,10 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from perjoule.core.errors import ConfigError
+
+Table = Float[Tensor, "parts seq half"] | Float[Tensor, "parts batch 1 1 half"]
+"""Cosines and sines of a sequence's positions, or of one position for each row of a batch."""
 
 
 class RotaryTable(nn.Module):
@@ -39,20 +42,36 @@ class RotaryTable(nn.Module):
         self.seq_len, self.head_dim, self.theta = seq_len, head_dim, theta
         self.register_buffer("table", self._fill(None), persistent=False)
 
-    def forward(self, seq_len: int) -> Float[Tensor, "2 seq half"]:
+    def forward(self, seq_len: int) -> Float[Tensor, "parts seq half"]:
         """Return the cosines and the sines of the first ``seq_len`` positions.
 
         Raises:
             ConfigError: if there are fewer positions.
         """
+        self._check(seq_len)
+        return self.table[:, :seq_len]
+
+    def at(self, positions: Int64[Tensor, " batch"], longest: int) -> Float[Tensor, "parts batch 1 1 half"]:
+        """Return the cosines and the sines of one position per row, to be used as those of a sequence are.
+
+        Args:
+            positions: counted from 0.
+            longest: the largest of them, known without asking the device.
+
+        Raises:
+            ConfigError: if there are fewer positions.
+        """
+        self._check(longest + 1)
+        return self.table[:, positions, None, None]
+
+    def _check(self, seq_len: int) -> None:
         if seq_len > self.seq_len:
             raise ConfigError(
                 f"a sequence of {seq_len} tokens does not fit the model, which was built for seq_len {self.seq_len}; "
                 f"accepted: 1 to {self.seq_len} tokens"
             )
-        return self.table[:, :seq_len]
 
-    def _fill(self, device: torch.device | None) -> Float[Tensor, "2 seq half"]:
+    def _fill(self, device: torch.device | None) -> Float[Tensor, "parts seq half"]:
         exponents = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
         positions = torch.arange(self.seq_len, device=device, dtype=torch.float32)
         angles = torch.outer(positions, 1.0 / self.theta**exponents)
@@ -66,10 +85,13 @@ class RotaryTable(nn.Module):
         return self
 
 
-def rotate(
-    x: Float[Tensor, "batch heads seq head_dim"], table: Float[Tensor, "2 seq half"]
-) -> Float[Tensor, "batch heads seq head_dim"]:
-    """Turn every head of every position by its angles, in float32; return the dtype of ``x``."""
+def rotate(x: Float[Tensor, "batch heads seq head_dim"], table: Table) -> Float[Tensor, "batch heads seq head_dim"]:
+    """Turn every head of every position by its angles, in float32; return the dtype of ``x``.
+
+    Args:
+        x: heads.
+        table: the two parts that turn ``x``.
+    """
     cos, sin = table[0], table[1]
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)

@@ -1,0 +1,393 @@
+"""Energy-Based Transformer: a language model that finds the next token's distribution by descending a learned energy.
+
+    h      = context stream over Embedding(tokens)               causal, its keys and values kept
+    z_0    ~ N(0, start_std²), one vector over the vocabulary for each position
+    p_k    = softmax(z_k + noise),  c_k = p_k·W,  E_k = energy(c_k | h),  δ_k = dΣE_k / dc_k
+    z_k+1  = p_k - α·δ_k·Wᵀ                                      num_steps times
+    loss   = mean over steps, or the last, of cross-entropy(z_k, labels)
+
+There is no output matrix: the logits are read out through the candidates' embedding W (:attr:`EBT.candidate_weight`),
+and the energy's gradient with respect to p is never formed but in them. ebt_body.py holds the energy and its
+*variants*, thinking.py the descent and how far gradients reach, layers/two_stream.py the attention, ebt_decode.py what
+thinking without learning can do besides.
+
+The function is that of the released code (golden files in tests/golden). What differs from it: the two streams are
+computed apart, the context once per landscape instead of once per step, with its last block's output left out; the
+slope is taken at c (dim numbers), not at p (vocab_size); detach modes do what they say; replayed samples return to the
+memory; asking for more steps than there are landscapes repeats the last one; the energy head starts at zero, so that
+training starts at ln(vocab_size) whatever the step size, which is scaled by :meth:`EBTSizes.initial_step_size`. In
+evaluation there is no noise, every position starts from the same drawn z_0, and the loss is the last step's: evaluating
+twice gives the same. From the paper's text it differs as the code does: a step starts from p, not from z.
+
+Training multiplies as much as (1 - 1/num_layers) + 2·steps Transformers of the same blocks where the context is shared
+(``default``), plus ten instead of six times dim·vocab_size for each step. Memory for the backward pass
+O(steps·(num_layers·(seq_len·dim + num_heads·seq_len²) + seq_len·vocab_size)) per sample.
+
+Gladstone et al., Energy-Based Transformers are Scalable Learners and Thinkers, 2025.
+"""
+# ruff: noqa: F722  (jaxtyping's axes are not forward references)
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from perjoule.core.errors import ConfigError
+from perjoule.models import ebt_flops
+from perjoule.models.contract import FlopsPerToken, Output
+from perjoule.models.ebt_body import Context, EnergyBody
+from perjoule.models.ebt_decode import Cache, Decoding, Verdict, best_row, better_of, deliberate
+from perjoule.models.ebt_loss import Judge
+from perjoule.models.ebt_replay import Recalled, Replay
+from perjoule.models.ebt_sizes import EBTSizes
+from perjoule.models.layers.norm import RMSNorm
+from perjoule.models.layers.readout import read_out
+from perjoule.models.thinking import Energy, Path, Schedule, think
+
+SMALLEST_STEP_SIZE = 1e-4
+"""Floor of the learned step size."""
+
+
+class EBTConfig(EBTSizes):
+    """Sizes of an Energy-Based Transformer, and how it thinks while training."""
+
+    def build(self, shape: Mapping[str, int]) -> EBT:
+        """Build the model for a data set.
+
+        Args:
+            shape: the data's ``vocab_size`` and ``seq_len``.
+
+        Raises:
+            ConfigError: if the data is not text, or has tokens that the model's vocabulary has not.
+        """
+        if missing := [name for name in ("vocab_size", "seq_len") if name not in shape]:
+            raise ConfigError(
+                f"model.kind ebt needs data with {' and '.join(missing)}, such as text; "
+                f"this data has {', '.join(shape) or 'neither'}"
+            )
+        vocab_size = self.vocab_size or shape["vocab_size"]
+        if vocab_size < shape["vocab_size"]:
+            raise ConfigError(
+                f"model.vocab_size {vocab_size} is smaller than the data's {shape['vocab_size']}; "
+                f"accepted: null (the data's own) or at least {shape['vocab_size']}"
+            )
+        return EBT(self, vocab_size, shape["seq_len"])
+
+
+@dataclass(frozen=True)
+class Simplex:
+    """The space of next-token distributions; see :class:`~perjoule.models.thinking.Space`.
+
+    Args:
+        weight: (vocab, dim), the candidates' embedding.
+    """
+
+    weight: Tensor
+
+    def enter(self, state: Float[Tensor, "*batch vocab"]) -> tuple[Tensor, Tensor]:
+        """Return the distribution of the logits, and its embedding."""
+        base = state.softmax(-1)
+        # As wide as the weights under autocast, too: a residual stream is not narrowed.
+        return base, (base.to(self.weight.dtype) @ self.weight).to(self.weight.dtype)
+
+    def leave(self, base: Float[Tensor, "*batch vocab"], move: Float[Tensor, "*batch dim"]) -> Tensor:
+        """Return the new logits."""
+        return read_out(base, move, self.weight)
+
+
+class EBT(nn.Module):
+    """Energy-based language model; see the module for the formula.
+
+    On the meta device it is built in no time; ``to_empty`` and :meth:`reset_parameters` make it real.
+
+    Args:
+        config: sizes and how to think.
+        vocab_size: rows of the embeddings.
+        seq_len: the longest sequence, in tokens.
+    """
+
+    compilable: ClassVar[bool] = False
+    """torch.compile cannot differentiate twice."""
+
+    def __init__(self, config: EBTSizes, vocab_size: int, seq_len: int) -> None:
+        super().__init__()
+        self.config, self.vocab_size, self.seq_len = config, vocab_size, seq_len
+        self.embedding = nn.Embedding(vocab_size, config.dim)
+        self.candidate_embedding = None if config.tie_candidates else nn.Embedding(vocab_size, config.dim)
+        self.body = EnergyBody(config, seq_len)
+        thinking = config.thinking
+        # Learned in units of the first step size, so that a learning rate fits whatever that is.
+        self.step_size_factor = nn.Parameter(torch.ones(()), requires_grad=thinking.learn_step_size)
+        self.initial_step_size = config.initial_step_size(vocab_size)
+        self.replay = None
+        if thinking.replay_fraction > 0:
+            self.replay = Replay(thinking.replay_capacity, seq_len, vocab_size, thinking.replay_max_age)
+        self.decoding = Decoding()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise every weight from torch's default generator, and forget what is remembered.
+
+        Matrices are normal with standard deviation ``init_std``, those that write into the residual stream
+        ``init_std / sqrt(2·num_layers)``; norm weights are 1. The energy head is 0: all energies are equal, the first
+        state is p, and the loss is ln(vocab_size). Modulations of ``adaln`` start with gates near 1 and the rest near
+        0; those of ``adaln_zero`` with 0 in all, so that blocks change nothing.
+        """
+        std = self.config.init_std
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=std)
+            elif isinstance(module, RMSNorm):
+                nn.init.ones_(module.weight)
+        for name, parameter in self.body.blocks.named_parameters():
+            if name.endswith(("attention.output.weight", "ffn.down.weight")):
+                nn.init.normal_(parameter, std=std / (2 * self.config.num_layers) ** 0.5)
+        self.body.reset_modulations(std)
+        nn.init.zeros_(self.body.head.weight)
+        nn.init.ones_(self.step_size_factor)
+        if self.replay is not None:
+            self.replay.forget()
+
+    @property
+    def candidate_weight(self) -> Float[Tensor, "vocab dim"]:
+        """Return the candidates' embedding, through which logits are read out."""
+        return self.embedding.weight if self.candidate_embedding is None else self.candidate_embedding.weight
+
+    @property
+    def step_size(self) -> Float[Tensor, ""]:
+        """Return α."""
+        return (self.initial_step_size * self.step_size_factor).clamp(min=SMALLEST_STEP_SIZE)
+
+    def forward(
+        self,
+        tensors: Mapping[str, Int64[Tensor, "batch seq"]],
+        with_logits: bool = False,
+        start: Float[Tensor, "batch seq vocab"] | None = None,
+    ) -> Output:
+        """Compute the loss of one batch.
+
+        While training it is what the configuration asks for, on the batch and what replay adds to it. In evaluation
+        it is the cross-entropy of the last step's logits, the same every time.
+
+        Args:
+            tensors: ``input_ids`` and ``labels``; a label of -100 is ignored.
+            with_logits: return the last step's logits of the batch as well.
+            start: first guesses instead of drawn ones; keeps replay out.
+
+        Raises:
+            ConfigError: if the sequence is longer than the model was built for.
+            TrainingDiverged: if a slope is not finite.
+        """
+        input_ids, labels, thinking = tensors["input_ids"], tensors["labels"], self.config.thinking
+        batch, recalled = len(input_ids), None
+        replay = self.replay if self.training and start is None else None
+        if replay is not None:
+            recalled = replay.recall(round(thinking.replay_fraction * batch), input_ids.shape[1])
+        if recalled is not None:
+            input_ids = torch.cat((input_ids, recalled.input_ids))
+            labels = torch.cat((labels, recalled.labels))
+        if start is None:
+            start = self._start(input_ids, recalled)
+        energy = self.energy(input_ids)
+        path = self.think(energy, start, with_logits or replay is not None or self.config.loss_chunk_rows is None)
+        judge = Judge(thinking, self.candidate_weight, self.config.loss_chunk_rows)
+        loss, metrics = judge(path, labels, self.training)
+        metrics["step_size"] = self.step_size.detach()
+        if thinking.contrastive > 0 and self.training:
+            contrast = judge.contrast(path, labels, energy, self.config.num_landscapes - 1)
+            metrics["contrastive_loss"] = contrast.detach()
+            loss = loss + thinking.contrastive * contrast
+        if replay is not None:
+            replay.remember(input_ids, labels, path.states[-1].detach(), recalled)
+        return Output(loss, path.states[-1][:batch] if with_logits else None, metrics)
+
+    def _start(self, input_ids: Tensor, recalled: Recalled | None) -> Tensor:
+        """Return first guesses: drawn for each position, or one for all in evaluation; then the recalled ones."""
+        thinking, shape = self.config.thinking, (*input_ids.shape, self.vocab_size)
+        if not self.training:
+            return self.fixed_starts(1).expand(shape)
+        if thinking.start == "zeros":
+            start = torch.zeros(shape, device=input_ids.device, dtype=self._state_dtype)
+        else:
+            start = torch.randn(shape, device=input_ids.device, dtype=self._state_dtype) * thinking.start_std
+        if recalled is not None:
+            start[-len(recalled.states) :] = recalled.states
+        return start
+
+    def fixed_starts(self, num: int) -> Float[Tensor, "num vocab"]:
+        """Return first guesses that are the same at every call: for evaluation, and for the best of several."""
+        thinking, device = self.config.thinking, self.embedding.weight.device
+        if device.type == "meta":
+            return torch.zeros(num, self.vocab_size, device=device)
+        draws = [
+            torch.randn(self.vocab_size, generator=torch.Generator().manual_seed(seed), device="cpu")
+            for seed in range(num)
+        ]
+        starts = torch.stack(draws) * thinking.start_std
+        if thinking.start == "zeros":
+            starts[0] = 0.0
+        return starts.to(device, self._state_dtype)
+
+    @property
+    def _state_dtype(self) -> torch.dtype:
+        """Return the type of a first guess: float32 for narrower weights."""
+        return torch.promote_types(self.embedding.weight.dtype, torch.float32)
+
+    def think(self, energy: Energy, start: Tensor, last_state: bool) -> Path:
+        """Think as in training, or without chance in evaluation."""
+        thinking, noise_std, step_size = self.config.thinking, 0.0, self.step_size
+        steps = thinking.most_steps
+        if self.training:
+            steps = int(torch.randint(thinking.steps, steps + 1, (), device="cpu"))
+            noise_std, spread = thinking.langevin_noise, thinking.random_step_size
+            if spread > 1:
+                low, high = step_size / spread, step_size * spread
+                step_size = low + torch.rand(*start.shape[:2], 1, device=start.device) * (high - low)
+        schedule = Schedule.of(steps, thinking.detach)
+        return think(energy, Simplex(self.candidate_weight), start, schedule, step_size, noise_std, last_state)
+
+    def energy(self, input_ids: Int64[Tensor, "batch seq"]) -> Energy:
+        """Return the energies, step by step, of embedded candidates (batch, seq, dim) for the tokens behind these.
+
+        The context is read once per landscape, when it is first needed.
+
+        Raises:
+            ConfigError: if the sequence is longer than the model was built for.
+        """
+        self._check_length(input_ids.shape[1])
+        tokens, contexts, learned = self.embedding(input_ids), dict[int, Context](), torch.is_grad_enabled()
+
+        def energy(candidates: Tensor, step: int) -> Tensor:
+            landscape = self.body.landscape_of(step)
+            if landscape not in contexts:
+                with torch.set_grad_enabled(learned):
+                    contexts[landscape] = self.body.read(tokens, landscape)
+            return self.body.energy(candidates, contexts[landscape])
+
+        return energy
+
+    def _check_length(self, num_tokens: int) -> None:
+        if num_tokens > self.seq_len:
+            raise ConfigError(
+                f"a sequence of {num_tokens} tokens does not fit the model, which was built for seq_len "
+                f"{self.seq_len}; accepted: 1 to {self.seq_len} tokens"
+            )
+
+    @torch.no_grad()
+    def deliberate(
+        self, input_ids: Int64[Tensor, "batch seq"], decoding: Decoding | None = None, staged: bool = False
+    ) -> Verdict:
+        """Think about the token behind each of these: for curves of loss and energy over steps.
+
+        Args:
+            input_ids: whole sequences, without padding.
+            decoding: how; null is :attr:`decoding`.
+            staged: keep every stage; with several candidates, none is kept.
+
+        Raises:
+            ConfigError: if the sequence is longer than the model was built for.
+            TrainingDiverged: if a slope is not finite.
+        """
+        decoding = decoding or self.decoding
+        energy, verdict = self.energy(input_ids), None
+        for start in self.fixed_starts(decoding.candidates):
+            other = self._deliberate(energy, start.expand(*input_ids.shape, -1), decoding, staged)
+            verdict = other if verdict is None else better_of(verdict, other)
+        assert verdict is not None
+        return verdict
+
+    def _deliberate(
+        self, energy: Energy, start: Tensor, decoding: Decoding, staged: bool = False, scored: bool = True
+    ) -> Verdict:
+        steps = decoding.steps or self.config.thinking.most_steps
+        space, landscape_of = Simplex(self.candidate_weight), self.body.landscape_of
+        return deliberate(energy, space, start, self.step_size, steps, decoding, landscape_of, staged, scored)
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        input_ids: Int64[Tensor, "batch seq"],
+        mask: Bool[Tensor, "batch seq"] | None = None,
+        decoding: Decoding | None = None,
+    ) -> tuple[Float[Tensor, "batch vocab"], Cache]:
+        """Read prompts; see :class:`~perjoule.models.contract.Decoder`.
+
+        Args:
+            input_ids: tokens, padded on the left.
+            mask: True for real tokens; None if all are.
+            decoding: how to think about this and the next tokens; None is :attr:`decoding`.
+
+        Returns:
+            The next token's logits in float32, and the cache: keys and values under every landscape in use.
+
+        Raises:
+            ConfigError: if the prompt is longer than the model's positions allow.
+            TrainingDiverged: if a slope is not finite.
+        """
+        self._check_length(input_ids.shape[1])
+        decoding = decoding or self.decoding
+        steps = decoding.steps or self.config.thinking.most_steps
+        tokens = self.embedding(input_ids)
+        real = None if mask is None or bool(mask.all()) else mask
+        landscapes = sorted({self.body.landscape_of(step) for step in range(steps)})
+        contexts = {landscape: self.body.read(tokens, landscape, real) for landscape in landscapes}
+        cache = Cache(contexts, input_ids.shape[1], self.fixed_starts(decoding.candidates), decoding)
+        return self._next(cache, len(input_ids)), cache
+
+    @torch.no_grad()
+    def decode(self, token: Int64[Tensor, " batch"], cache: Cache) -> tuple[Float[Tensor, "batch vocab"], Cache]:
+        """Read one more token of each row; see :class:`~perjoule.models.contract.Decoder`.
+
+        Args:
+            token: one for each row.
+            cache: as returned before.
+
+        Returns:
+            The logits of the token behind it in float32, and the cache.
+
+        Raises:
+            ConfigError: if there is no position left.
+            TrainingDiverged: if a slope is not finite.
+        """
+        self._check_length(cache.num_tokens + 1)
+        embedded = self.embedding(token).unsqueeze(1)
+        contexts = {landscape: self.body.extend(context, embedded) for landscape, context in cache.contexts.items()}
+        cache = replace(cache, contexts=contexts, num_tokens=cache.num_tokens + 1)
+        return self._next(cache, len(token)), cache
+
+    def _next(self, cache: Cache, batch: int) -> Tensor:
+        """Think about the token behind what was read; several candidates are rows that share the context."""
+
+        def energy(candidates: Tensor, step: int) -> Tensor:
+            return self.body.energy(candidates, cache.contexts[self.body.landscape_of(step)], at_end=True)
+
+        several = cache.decoding.candidates > 1
+        verdict = self._deliberate(energy, cache.starts.expand(batch, -1, -1), cache.decoding, scored=several)
+        return (best_row(verdict) if several else verdict.logits[:, 0]).float()
+
+    def flops_per_token(self, seq_len: int) -> FlopsPerToken:
+        """Return the training FLOPs per token; see :mod:`perjoule.models.ebt_flops`. Replayed samples come on top."""
+        return ebt_flops.flops_per_token(self.config, self.vocab_size, seq_len)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the weights in groups for the optimizer: ``{"params": […], "weight_decay": bool, "lr_scale": float}``.
+
+        Matrices decay, the embeddings too; norm weights, modulations' biases and the step size do not. The step size
+        learns ``step_size_lr`` times as fast, and as the schedule multiplies every group's rate, it decays as far.
+        """
+        weights = [parameter for parameter in self.parameters() if parameter is not self.step_size_factor]
+        groups: Iterable[dict[str, Any]] = (
+            {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": True, "lr_scale": 1.0},
+            {"params": [weight for weight in weights if weight.ndim == 1], "weight_decay": False, "lr_scale": 1.0},
+            {
+                "params": [self.step_size_factor] if self.step_size_factor.requires_grad else [],
+                "weight_decay": False,
+                "lr_scale": self.config.thinking.step_size_lr,
+            },
+        )
+        return [group for group in groups if group["params"]]

@@ -1,0 +1,265 @@
+"""The energy of a candidate: a decoder that reads a context once and any number of candidates against it.
+
+    context    h = h + Attention(RMSNorm(h));  h = h + SwiGLU(RMSNorm(h))      keys and values of every layer are kept
+    candidate  h = c + …the same blocks, reading those keys and values…        E_i = w·RMSNorm(h_i)
+
+The last block's context needs its keys and values only. A *landscape* is the energy function of one thinking step:
+``default`` has a single one; ``time_embed`` puts a learned vector in front of the context; ``adaln`` lets it shift,
+scale and gate every block, and the last norm, of both streams:
+
+    h = h + g·Layer(RMSNorm(h)·(1 + a) + b)        (a, b, g) = Linear(silu(t_landscape))
+
+``adaln_zero`` is the same with that linear map starting at zero. A landscape that was not trained is the last one that
+was. Peebles and Xie, Scalable Diffusion Models with Transformers, 2023, for adaLN.
+"""
+# ruff: noqa: F722  (jaxtyping's axes are not forward references)
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perjoule.models.ebt_sizes import EBTSizes
+from perjoule.models.layers.norm import RMSNorm
+from perjoule.models.layers.rope import RotaryTable
+from perjoule.models.layers.swiglu import SwiGLU
+from perjoule.models.layers.twice import gated, normalised
+from perjoule.models.layers.two_stream import TwoStreamAttention
+
+
+@dataclass(frozen=True)
+class Context:
+    """A context as candidates see it under one landscape.
+
+    Args:
+        landscape: its index.
+        kept: for each layer (2, batch, heads, columns, head_dim) keys and values.
+        real: (batch, columns) False where a shorter prompt is padded on the left; None if nowhere.
+    """
+
+    landscape: int
+    kept: list[Tensor]
+    real: Tensor | None = None
+
+    @property
+    def num_columns(self) -> int:
+        """Return the number of columns: tokens, padding, and the landscape's vector if it stands in front."""
+        return self.kept[0].shape[3]
+
+
+class Modulation(nn.Module):
+    """Learned shifts, scales and gates from a landscape's vector.
+
+    Args:
+        dim: of the vector and of what is modulated.
+        num_outputs: how many vectors it gives.
+    """
+
+    def __init__(self, dim: int, num_outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, num_outputs * dim)
+        self.num_outputs = num_outputs
+
+    def forward(self, vector: Float[Tensor, "*batch dim"]) -> tuple[Float[Tensor, "*batch dim"], ...]:
+        """Return the modulating vectors."""
+        outputs: tuple[Tensor, ...] = self.linear(F.silu(vector)).chunk(self.num_outputs, dim=-1)
+        return outputs
+
+
+def modulated(x: Tensor, shift: Tensor | None, scale: Tensor | None) -> Tensor:
+    """Return ``x·(1 + scale) + shift``, or ``x`` where there is nothing to modulate with."""
+    return x if shift is None or scale is None else x * (1 + scale) + shift
+
+
+class Block(nn.Module):
+    """One attention and one feed-forward layer for both streams.
+
+    Args:
+        sizes: the model's.
+    """
+
+    def __init__(self, sizes: EBTSizes) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(sizes.dim, sizes.norm_eps)
+        self.attention = TwoStreamAttention(sizes.dim, sizes.num_heads)
+        self.ffn_norm = RMSNorm(sizes.dim, sizes.norm_eps)
+        self.ffn = SwiGLU(sizes.dim, sizes.ffn_width)
+        self.modulation = Modulation(sizes.dim, 6) if sizes.variant.startswith("adaln") else None
+
+    def modulators(self, vector: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return shift, scale and gate of the attention and of the feed-forward layer."""
+        return (None,) * 6 if self.modulation is None else self.modulation(vector)
+
+    def keys_and_values(
+        self, x: Float[Tensor, "batch seq dim"], table: Float[Tensor, "2 seq half"], vector: Tensor | None
+    ) -> Float[Tensor, "2 batch heads seq head_dim"]:
+        """Return what candidates see of the context in this block."""
+        shift, scale, *_ = self.modulators(vector)
+        return self.attention.keys_and_values(modulated(normalised(x, self.attention_norm), shift, scale), table)
+
+    def context(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        table: Float[Tensor, "2 seq half"],
+        past: Tensor | None,
+        visible: Tensor | None,
+        vector: Tensor | None,
+    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "2 batch heads columns head_dim"]]:
+        """Take the context through this block; return it and its keys and values."""
+        shift, scale, *rest = self.modulators(vector)
+        inputs = modulated(normalised(x, self.attention_norm), shift, scale)
+        mixed, kept = self.attention.context(inputs, table, past, visible)
+        return self._added(x, mixed, rest), kept
+
+    def candidates(
+        self,
+        x: Float[Tensor, "batch rows dim"],
+        table: Float[Tensor, "2 rows half"],
+        kept: Float[Tensor, "2 batch heads columns head_dim"],
+        visible: Tensor | None,
+        vector: Tensor | None,
+    ) -> Float[Tensor, "batch rows dim"]:
+        """Take candidates through this block."""
+        shift, scale, *rest = self.modulators(vector)
+        inputs = modulated(normalised(x, self.attention_norm), shift, scale)
+        return self._added(x, self.attention.candidates(inputs, table, kept, visible), rest)
+
+    def _added(self, x: Tensor, mixed: Tensor, modulators: list[Tensor | None]) -> Tensor:
+        """Add the attention's output, then the feed-forward layer's."""
+        gate, shift, scale, ffn_gate = modulators
+        x = x + (mixed if gate is None else gate * mixed)
+        up = self.ffn.gate_up(modulated(normalised(x, self.ffn_norm), shift, scale))
+        change: Tensor = self.ffn.down(gated(up))
+        return x + (change if ffn_gate is None else ffn_gate * change)
+
+
+class EnergyBody(nn.Module):
+    """The blocks, the landscapes and the energy head.
+
+    Args:
+        sizes: the model's.
+        seq_len: tokens of the longest context.
+    """
+
+    def __init__(self, sizes: EBTSizes, seq_len: int) -> None:
+        super().__init__()
+        self.variant, self.num_landscapes = sizes.variant, sizes.num_landscapes
+        # A candidate stands one behind the last token, and a landscape's vector one before the first.
+        self.rope = RotaryTable(seq_len + 2, sizes.dim // sizes.num_heads, sizes.rope_theta)
+        self.landscapes = None if sizes.variant == "default" else nn.Embedding(sizes.num_landscapes, sizes.dim)
+        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.num_layers))
+        self.norm = RMSNorm(sizes.dim, sizes.norm_eps)
+        self.modulation = Modulation(sizes.dim, 2) if sizes.variant.startswith("adaln") else None
+        self.head = nn.Linear(sizes.dim, 1, bias=False)  # a bias would be an energy without a gradient
+
+    def reset_modulations(self, std: float) -> None:
+        """Let landscapes modulate little, or with ``adaln_zero`` nothing at all: gates too are 0 then.
+
+        Args:
+            std: of the weights.
+        """
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                zero = self.variant == "adaln_zero"
+                nn.init.normal_(module.linear.weight, std=0.0 if zero else std)
+                nn.init.zeros_(module.linear.bias)
+                if module.num_outputs == 6 and not zero:
+                    with torch.no_grad():
+                        module.linear.bias.view(6, -1)[[2, 5]] = 1.0  # the gates, third of each layer's three
+
+    def landscape_of(self, step: int) -> int:
+        """Return the landscape of a thinking step: its own, or the last one if it has none."""
+        return 0 if self.landscapes is None else min(step, self.num_landscapes - 1)
+
+    def _vector(self, landscape: int) -> Tensor | None:
+        return None if self.landscapes is None else self.landscapes.weight[landscape]
+
+    def read(
+        self,
+        tokens: Float[Tensor, "batch seq dim"],
+        landscape: int,
+        real: Bool[Tensor, "batch seq"] | None = None,
+    ) -> Context:
+        """Read a context from its beginning.
+
+        Args:
+            tokens: embedded.
+            landscape: index.
+            real: False where a row is padded on the left.
+        """
+        vector = self._vector(landscape)
+        if self.variant == "time_embed":
+            assert vector is not None
+            # The landscape's vector stands right before the first real token, so that distances are as without padding.
+            front = torch.zeros(len(tokens), 1, dtype=torch.int64, device=tokens.device)
+            first = front if real is None else (~real).sum(1, keepdim=True)
+            columns = torch.arange(tokens.shape[1] + 1, device=tokens.device)
+            tokens = torch.cat((tokens[:, :1], tokens), dim=1)
+            tokens = torch.where((columns == first)[..., None], vector.to(tokens.dtype), tokens)
+            real = None if real is None else columns >= first
+        visible = None
+        if real is not None:
+            size = tokens.shape[1]
+            earlier = torch.ones(size, size, dtype=torch.bool, device=tokens.device).tril()
+            itself = torch.eye(size, dtype=torch.bool, device=tokens.device)  # or padding would see nothing at all
+            visible = ((earlier & real[:, None]) | itself)[:, None]
+        return self._through(tokens, Context(landscape, [], real), visible)
+
+    def extend(self, context: Context, token: Float[Tensor, "batch 1 dim"]) -> Context:
+        """Return a context with one more token; what was read before is not read again."""
+        real = context.real
+        if real is not None:
+            real = torch.cat((real, real.new_ones(len(real), 1)), dim=1)
+        visible = token.new_ones(1, 1, 1, context.num_columns + 1, dtype=torch.bool)
+        return self._through(token, replace(context, real=real), visible if real is None else real[:, None, None])
+
+    def _through(self, x: Tensor, context: Context, visible: Tensor | None) -> Context:
+        """Take new tokens through the blocks and return the context with them."""
+        begin = context.num_columns if context.kept else 0
+        vector = None if self.variant == "time_embed" else self._vector(context.landscape)
+        table = self.rope(begin + x.shape[1])[:, begin:]
+        kept = []
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            past = context.kept[number] if context.kept else None
+            if number < len(self.blocks) - 1:
+                x, seen = block.context(x, table, past, visible, vector)
+            else:
+                seen = block.keys_and_values(x, table, vector)
+                seen = seen if past is None else torch.cat((past, seen), dim=3)
+            kept.append(seen)
+        return replace(context, kept=kept)
+
+    def energy(
+        self, candidates: Float[Tensor, "batch rows dim"], context: Context, at_end: bool = False
+    ) -> Float[Tensor, "batch rows"]:
+        """Return the energy of every candidate.
+
+        Args:
+            candidates: embedded.
+            context: under the landscape whose energy it shall be.
+            at_end: all rows are candidates for the token behind the context; otherwise row i is one for the token
+                behind the context's i-th.
+        """
+        columns, rows = context.num_columns, candidates.shape[1]
+        begin = columns if at_end else columns - rows + 1
+        table = self.rope(columns + 1)[:, begin:]
+        visible = None
+        if at_end:
+            table = table.expand(-1, rows, -1)
+            everything = candidates.new_ones(1, 1, 1, columns, dtype=torch.bool)
+            visible = everything if context.real is None else context.real[:, None, None]
+        vector = None if self.variant == "time_embed" else self._vector(context.landscape)
+        x = candidates
+        for block, kept in zip(self.blocks, context.kept, strict=True):
+            assert isinstance(block, Block)
+            x = block.candidates(x, table, kept, visible, vector)
+        x = normalised(x, self.norm)
+        if self.modulation is not None:
+            x = modulated(x, *self.modulation(vector))
+        energy: Tensor = self.head(x).squeeze(-1)
+        return energy

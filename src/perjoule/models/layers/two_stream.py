@@ -1,0 +1,125 @@
+"""Attention of candidates to a context, and of each candidate to itself: one extra key, merged exactly.
+
+A context of tokens reads itself causally, as in any decoder. Beside it stand candidates for the next tokens. Candidate
+i sees the context up to token i and itself (own_key.py), and neither the other candidates nor anything later. So there
+is neither the (seq, seq+1) score matrix with an overwritten diagonal of the released code, nor one mask over both
+streams. The context never sees a candidate, so that its keys and values may be kept.
+
+Queries are taken in blocks, and a block forms scores only up to its own end. Memory for the backward pass is quadratic
+in the length for candidates and, with the fused kernel, linear for the context.
+
+Gladstone et al., Energy-Based Transformers are Scalable Learners and Thinkers, 2025.
+"""
+# ruff: noqa: F722  (jaxtyping's axes are not forward references)
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perjoule.models.layers.own_key import attend_with_own_key
+from perjoule.models.layers.twice import turned
+
+NUM_BLOCKS, SMALLEST_BLOCK = 4, 256
+"""Blocks of queries; four of them form 62.5 % of the full score matrix."""
+
+
+def _causally(q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor) -> Tensor:
+    """Attend where row i sees as many columns as end with its own token; there may be more columns than rows."""
+    num_rows, columns = q.shape[2], k.shape[2]
+    block = max(-(-num_rows // NUM_BLOCKS), SMALLEST_BLOCK)
+    parts = []
+    for start in range(0, num_rows, block):
+        end = min(start + block, num_rows)
+        reach = end + columns - num_rows
+        visible = torch.ones(end - start, reach, dtype=torch.bool, device=q.device).tril(start + columns - num_rows)
+        rows_q, rows_k, rows_v = (x[:, :, start:end] for x in (q, own_k, own_v))
+        parts.append(attend_with_own_key(rows_q, k[:, :, :reach], v[:, :, :reach], rows_k, rows_v, visible[None, None]))
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+class TwoStreamAttention(nn.Module):
+    """Self-attention of a context, and attention of candidates to it and to themselves, with the same weights.
+
+    Args:
+        dim: width of the residual stream.
+        num_heads: heads; divides ``dim``.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.head_dim = dim // num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.output = nn.Linear(dim, dim, bias=False)
+
+    def keys_and_values(
+        self, x: Float[Tensor, "batch seq dim"], table: Float[Tensor, "2 seq half"]
+    ) -> Float[Tensor, "2 batch heads seq head_dim"]:
+        """Return what candidates see of a context: rotated keys, and values."""
+        dim = self.output.in_features
+        k, v = self._heads(F.linear(x, self.qkv.weight[dim:])).chunk(2, dim=1)
+        return torch.stack((turned(k, table), v))
+
+    def context(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        table: Float[Tensor, "2 seq half"],
+        past: Float[Tensor, "2 batch heads past head_dim"] | None,
+        visible: Bool[Tensor, "#batch 1 seq columns"] | None,
+    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "2 batch heads columns head_dim"]]:
+        """Mix the context's tokens.
+
+        Args:
+            x: its normalised residual stream.
+            table: of the tokens' positions.
+            past: keys and values of earlier tokens.
+            visible: which columns, past ones first, each token may see; None is the earlier ones and itself.
+
+        Returns:
+            The mixed tokens, and the keys and values of past and present ones.
+        """
+        q, k, v = self._rotated(x, table)
+        kept = torch.stack((k, v))
+        if past is not None:
+            kept = torch.cat((past, kept), dim=3)
+            k, v = kept.unbind()
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        return output, kept
+
+    def candidates(
+        self,
+        x: Float[Tensor, "batch rows dim"],
+        table: Float[Tensor, "2 rows half"],
+        kept: Float[Tensor, "2 batch heads columns head_dim"],
+        visible: Bool[Tensor, "#batch 1 #rows columns"] | None,
+    ) -> Float[Tensor, "batch rows dim"]:
+        """Let every candidate read the context and itself.
+
+        Args:
+            x: the candidates' normalised residual stream.
+            table: of the positions that they are candidates for.
+            kept: the context's keys and values.
+            visible: which columns each may see; None is those up to its own token; the last row's is the last column.
+        """
+        q, k, v = self._rotated(x, table)
+        q, (seen_k, seen_v) = q * self.head_dim**-0.5, kept.unbind()
+        if visible is None:
+            mixed = _causally(q, seen_k, seen_v, k, v)
+        else:
+            mixed = attend_with_own_key(q, seen_k, seen_v, k, v, visible)
+        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        return output
+
+    def _rotated(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, the first two turned together."""
+        num_heads = self.output.in_features // self.head_dim
+        # Split, not sliced: the gradient of a slice is a tensor of zeros with something in it.
+        turning, v = torch.split(self._heads(self.qkv(x)), [2 * num_heads, num_heads], dim=1)
+        q, k = turned(turning, table).chunk(2, dim=1)
+        return q, k, v
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)

@@ -1,0 +1,249 @@
+"""LongNet: a decoder-only Transformer with dilated attention, whose time is linear in the length of the sequence.
+
+    h = Embedding(tokens)
+    h = h + DilatedAttention(Norm(h));  h = h + FFN(Norm(h))          num_layers times
+    loss = cross-entropy(Norm(h)·Woutᵀ, labels)
+
+Dilated attention mixes patterns (segment length w, dilation r); layers/dilated.py has its formula, and
+layers/language.py the rest: embedding, loss, decoding. Segments begin at the first token of a row.
+
+As configured by default, all but the attention is the Transformer's (RMSNorm, SwiGLU, RoPE, no biases), so that a
+comparison compares attention. The paper's blocks are MAGNETO's, with xPos, and so are the reference code's, without:
+``norm: layer``, ``bias: true``, ``sub_norm: true``, ``ffn: gelu`` and ``positions: xpos`` or ``none`` (a test
+reproduces the logits and gradients of torchscale). What differs: initial weights are those of ``reset_parameters``;
+there is no dropout and no DeepNorm; sequences are not split over devices. The default patterns suit hundreds of tokens,
+``preset: paper`` has the published ones for tens of thousands.
+
+Per sample: time O(num_layers·seq_len·dim·(dim + Σ w/r²)); memory for the backward pass
+O(num_layers·seq_len·dim·patterns), and seq_len·vocab_size for the loss. A decoded token looks up Σ w/r keys per layer
+and head, and the cache keeps all.
+
+Ding et al., LongNet: Scaling Transformers to 1,000,000,000 Tokens, 2023; Wang et al., Foundation Transformers
+(MAGNETO), 2022.
+"""
+# ruff: noqa: F722  (jaxtyping's axes are not forward references)
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perjoule.models.contract import FlopsPerToken
+from perjoule.models.layers.cache import LayerCache
+from perjoule.models.layers.dilated import Pattern, dilated_attention, dilated_recall
+from perjoule.models.layers.language import LanguageConfig, LanguageModel
+from perjoule.models.layers.norm import RMSNorm
+from perjoule.models.layers.positions import place
+from perjoule.models.layers.rope import Table
+from perjoule.models.layers.swiglu import SwiGLU
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+"""Of feed-forward layers with two matrices."""
+
+
+class LongNetConfig(LanguageConfig):
+    """Sizes and patterns of a LongNet."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        # Section 4 of the paper: 12 layers of 768, 12 heads, as long as 32,768 tokens; MAGNETO and xPos.
+        "paper": {
+            "dim": 768,
+            "num_layers": 12,
+            "num_heads": 12,
+            "positions": "xpos",
+            "segment_lengths": (2048, 4096, 8192, 16384, 32768),
+            "dilations": (1, 2, 4, 6, 12),
+            "norm": "layer",
+            "bias": True,
+            "sub_norm": True,
+            "ffn": "gelu",
+        },
+    }
+
+    kind: Literal["longnet"] = "longnet"
+    segment_lengths: tuple[PositiveInt, ...] = Field((64, 128, 256), min_length=1)
+    """Positions per segment of each pattern."""
+    dilations: tuple[PositiveInt, ...] = Field((1, 2, 4), validate_default=True)
+    """Distance of the positions in a segment that see each other, for each pattern; at most the segment's length."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm with biases."""
+    sub_norm: bool = False
+    """Normalise again before the output matrix of the attention and the last one of the feed-forward layer."""
+    bias: bool = False
+    """Whether attention and feed-forward layers with two matrices have biases."""
+    ffn: Literal["swiglu", "gelu", "relu", "silu"] = Field("swiglu", validate_default=True)
+    """Feed-forward layer: gated with three matrices, or two with this function between; null width is then 4·dim."""
+
+    @field_validator("dilations")
+    @classmethod
+    def _check_dilations(cls, dilations: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        lengths = info.data.get("segment_lengths")  # absent if it was refused itself
+        if lengths is None:
+            return dilations
+        if len(dilations) != len(lengths):
+            raise ValueError(
+                f"{len(dilations)} dilations do not fit {len(lengths)} segment_lengths; give one for each of them"
+            )
+        for length, dilation in zip(lengths, dilations, strict=True):
+            if dilation > length:
+                raise ValueError(f"{dilation} is more than its segment length {length}; accepted: 1 to {length}")
+        return dilations
+
+    @field_validator("ffn")
+    @classmethod
+    def _check_ffn(cls, ffn: str, info: ValidationInfo) -> str:
+        for name in ("bias", "sub_norm"):
+            if ffn == "swiglu" and info.data.get(name):
+                raise ValueError(f"swiglu has no {name}; accepted with {name}: true: gelu, relu, silu")
+        return ffn
+
+    @property
+    def patterns(self) -> list[Pattern]:
+        """Return segment lengths with their dilations."""
+        return [Pattern(*pair) for pair in zip(self.segment_lengths, self.dilations, strict=True)]
+
+    @property
+    def ffn_width(self) -> int:
+        """Return the width of the feed-forward layers."""
+        return super().ffn_width if self.ffn == "swiglu" else self.ffn_dim or 4 * self.dim
+
+    @property
+    def num_body_parameters(self) -> int:
+        """Return the weights besides the embedding and the output matrix."""
+        dim, width = self.dim, self.ffn_width
+        matrices = 4 * dim**2 + (3 if self.ffn == "swiglu" else 2) * dim * width
+        biases = (5 * dim + width) * self.bias
+        norms = (1 if self.norm == "rms" else 2) * (2 * dim + (dim + width) * self.sub_norm)
+        return self.num_layers * (matrices + biases + norms) + (dim if self.norm == "rms" else 2 * dim)
+
+    def new_norm(self, dim: int) -> nn.Module:
+        """Return a norm of this kind."""
+        return RMSNorm(dim, self.norm_eps) if self.norm == "rms" else nn.LayerNorm(dim, self.norm_eps)
+
+    def build(self, shape: Mapping[str, int]) -> LongNet:
+        """Build the model for a data set.
+
+        Args:
+            shape: the data's ``vocab_size`` and ``seq_len``.
+
+        Raises:
+            ConfigError: if the data is not text, or has tokens that the model's vocabulary has not; if xpos cannot
+                reach so far.
+        """
+        return LongNet(self, self.vocabulary(shape), shape["seq_len"])
+
+
+class DilatedAttention(nn.Module):
+    """Dilated self-attention over one sequence per sample.
+
+    Wq, Wk and Wv are the rows of :attr:`qkv` in this order.
+
+    Args:
+        config: the model's.
+    """
+
+    def __init__(self, config: LongNetConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.patterns = config.patterns
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.bias)
+        self.sub_norm = config.new_norm(config.dim) if config.sub_norm else nn.Identity()
+        self.output = nn.Linear(config.dim, config.dim, bias=config.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        table: Table | None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch seq dim"]:
+        """Mix every position with the earlier ones that its patterns show.
+
+        Args:
+            x: the normalised residual stream.
+            table: of the positions, from :func:`~perjoule.models.layers.positions.position_table`.
+            cache: takes the keys and values; if it holds some already, x is one more token of each row.
+        """
+        heads = self.qkv(x).unflatten(-1, (3 * self.num_heads, -1)).transpose(1, 2)
+        q, k, v = heads.chunk(3, dim=1)
+        q, k = place(q, k, table)
+        past = None if cache is None else cache.extend(k, v)
+        mixed = dilated_attention(q, k, v, self.patterns) if past is None else dilated_recall(q, past, self.patterns)
+        output: Tensor = self.output(self.sub_norm(mixed.transpose(1, 2).flatten(2)))
+        return output
+
+
+class FeedForward(nn.Module):
+    """Feed-forward layer of two matrices: ``y = SubNorm(activation(x·W1 + b1))·W2 + b2``.
+
+    Args:
+        config: the model's.
+    """
+
+    def __init__(self, config: LongNetConfig) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[config.ffn]
+        self.up = nn.Linear(config.dim, config.ffn_width, bias=config.bias)
+        self.sub_norm = config.new_norm(config.ffn_width) if config.sub_norm else nn.Identity()
+        self.down = nn.Linear(config.ffn_width, config.dim, bias=config.bias)
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Transform every position by itself."""
+        output: Tensor = self.down(self.sub_norm(self.activation(self.up(x))))
+        return output
+
+
+class Block(nn.Module):
+    """One attention and one feed-forward layer, each normalised before and added to the residual stream.
+
+    Args:
+        config: the model's.
+    """
+
+    def __init__(self, config: LongNetConfig) -> None:
+        super().__init__()
+        self.attention_norm = config.new_norm(config.dim)
+        self.attention = DilatedAttention(config)
+        self.ffn_norm = config.new_norm(config.dim)
+        self.ffn = SwiGLU(config.dim, config.ffn_width) if config.ffn == "swiglu" else FeedForward(config)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        table: Table | None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch seq dim"]:
+        """Add both layers' outputs to the residual stream; see :class:`DilatedAttention`."""
+        x = x + self.attention(self.attention_norm(x), table, cache)
+        mixed: Tensor = x + self.ffn(self.ffn_norm(x))
+        return mixed
+
+
+class LongNet(LanguageModel):
+    """Decoder-only Transformer with dilated attention; see the module for the formula.
+
+    Args:
+        config: sizes.
+        vocab_size: rows of the embedding.
+        seq_len: the longest sequence, in tokens, unless there are no positions.
+    """
+
+    config: LongNetConfig
+
+    def __init__(self, config: LongNetConfig, vocab_size: int, seq_len: int) -> None:
+        super().__init__(config, vocab_size, seq_len, lambda: Block(config), lambda: config.new_norm(config.dim))
+
+    def flops_per_token(self, seq_len: int) -> FlopsPerToken:
+        """Return the training FLOPs per token, from the sizes: compiled, wrapped or sharded models give the same.
+
+        As for a Transformer, with the pairs of a query and a key that the patterns form, on average over positions, in
+        place of seq_len. Positions that a head's offset skips are not formed and not counted.
+        """
+        matrices = 6 * (self.config.num_body_parameters + self.vocab_size * self.config.dim)
+        pairs = sum(pattern.num_pairs(seq_len) for pattern in self.config.patterns)
+        attention = 12 * self.config.num_layers * self.config.dim * pairs // seq_len
+        return FlopsPerToken(full=matrices + attention, causal=matrices + attention // 2)
