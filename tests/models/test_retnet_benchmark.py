@@ -38,6 +38,7 @@ def test_decoding_is_compared_over_contexts_and_with_the_transformer(capsys: pyt
     } <= found.keys()
 
 
+@pytest.mark.slow
 def test_memory_of_each_arm_is_measured_in_a_process_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     retnet.main(["memory", "--quick", "--lengths", "2048", "--tokens", "2048"])
     found = dict(re.findall(r"^(.+), 2048: (\d+) MB", capsys.readouterr().out, re.MULTILINE))

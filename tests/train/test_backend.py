@@ -136,6 +136,17 @@ def test_compiling_is_worth_it_only_if_enough_is_left(monkeypatch: pytest.Monkey
     assert decide(19, None) == (False, "no compile: 19 steps cannot repay it")
 
 
+@pytest.mark.parametrize("asked", ["auto", True])
+def test_a_model_that_differentiates_within_its_forward_pass_is_not_compiled(asked: Any) -> None:
+    class Inner(nn.Linear):
+        compilable = False
+
+    backend, model = backend_of(compile=asked), Inner(1, 1)
+    assert backend.compiled(model, lambda: 100.0, 10_000, None) is model
+    assert backend.settings["compile"] is False
+    assert backend.why == ["no compile: Inner takes gradients within its forward pass"]
+
+
 def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     backend, model = backend_of(), nn.Linear(1, 1)

@@ -133,3 +133,19 @@ def test_gradient_that_is_not_finite_is_seen_in_the_norm() -> None:
     assert parameters[0].grad is not None
     parameters[0].grad[2] = torch.nan
     assert Clipper(parameters, 1.0)().isnan()
+
+
+def test_a_group_that_asks_for_another_rate_keeps_its_factor_for_the_schedule() -> None:
+    class TwoRates(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slow, self.fast = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+
+        def parameter_groups(self) -> list[dict[str, Any]]:
+            return [
+                {"params": [self.slow], "weight_decay": 1.0},
+                {"params": [self.fast], "weight_decay": 0.0, "lr_scale": 30.0},
+            ]
+
+    optimizer = OptimizerConfig(lr=0.01).build(TwoRates(), fused=False)
+    assert [group["lr_scale"] for group in optimizer.param_groups] == [1.0, 30.0]

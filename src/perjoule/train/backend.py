@@ -128,6 +128,9 @@ class Backend:
             seconds_left: its time limit, if any.
             agree: makes one decision of those of all ranks.
         """
+        if self.settings["compile"] and not getattr(model, "compilable", True):
+            self.why.append(f"no compile: {type(model).__name__} takes gradients within its forward pass")
+            self.settings["compile"] = False
         if self.settings["compile"] == "auto":
             self.settings["compile"] = agree(self._compiling_pays(time_step, steps_left, seconds_left))
         return cast(nn.Module, torch.compile(model)) if self.settings["compile"] else model

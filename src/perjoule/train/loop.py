@@ -101,11 +101,11 @@ class Loop:
         progress.useful += useful
 
     def _set_learning_rate(self) -> float:
-        """Set the schedule's rate for this step and return it."""
+        """Set the schedule's rate for this step, times what a group asks for, and return it."""
         config = self.job.config
         lr = config.optimizer.lr * config.schedule.factor(self.progress.step, self.job.goal.last_step)
         for group in self.job.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         return lr
 
     def _read(self, pending: Pending) -> StepRecord:

@@ -32,11 +32,14 @@ class OptimizerConfig(Config):
     def build(self, model: nn.Module, fused: bool) -> torch.optim.AdamW:
         """Return AdamW over the model's parameter groups.
 
-        A model may bring ``parameter_groups()``: dicts with ``params`` and ``weight_decay`` (a factor of ours).
+        A model may bring ``parameter_groups()``: dicts with ``params``, ``weight_decay`` (a factor of ours) and, if a
+        group is to learn at another rate, ``lr_scale``. The schedule's floor is scaled with it.
         """
         own_groups = getattr(model, "parameter_groups", None)
         groups: list[dict[str, Any]] = own_groups() if own_groups is not None else _by_axes(model)
-        groups = [{**group, "weight_decay": self.weight_decay * group["weight_decay"]} for group in groups]
+        groups = [
+            {"lr_scale": 1.0, **group, "weight_decay": self.weight_decay * group["weight_decay"]} for group in groups
+        ]
         return torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=self.lr,
