@@ -73,7 +73,8 @@ class EvaluateConfig(Config):
     """None: only at the end."""
     batches: PositiveInt | None = 20
     """Batches of ``batch.size`` samples, from the start of the split; None: the whole split."""
-    split: Literal["validation", "test"] = "validation"
+    split: Literal["validation", "test", "ood"] = "validation"
+    """``ood`` is out of distribution: longer or deeper, where a data set has such a split."""
 
 
 class CheckpointConfig(Config):
