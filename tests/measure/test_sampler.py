@@ -271,6 +271,7 @@ def test_a_sampler_outlives_the_thread_that_started_it(start: Start) -> None:
     state(started[0])
     before = num_readings(started[0])
     wait_for(lambda: num_readings(started[0]) > before + 2)
+    assert started[0].alive()
 
 
 def test_a_process_that_holds_the_pipe_open_does_not_hold_up_the_end(start: Start) -> None:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from perjoule.config import Config
-from perjoule.core.errors import suggestion
 from perjoule.models.thinking import ThinkingConfig
 
 Variant = Literal["default", "time_embed", "adaln", "adaln_zero"]
@@ -63,13 +62,6 @@ class EBTSizes(Config):
     """Tokens whose last logits exist at a time; null is all of the batch."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights."""
-
-    @field_validator("preset")
-    @classmethod
-    def _check_preset(cls, preset: str | None) -> str | None:
-        if preset is not None and preset not in cls.PRESETS:
-            raise ValueError(f"unknown preset {preset!r}: {suggestion(preset, cls.PRESETS)}")
-        return preset
 
     @field_validator("num_heads")
     @classmethod

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from perjoule.config import Config
-from perjoule.core.errors import ConfigError, suggestion
+from perjoule.core.errors import ConfigError
 from perjoule.models.contract import FlopsPerToken, Output
 from perjoule.models.layers.cache import align
 from perjoule.models.layers.glu import GLU
@@ -105,13 +105,6 @@ class RetNetConfig(Config):
     """Tokens whose logits exist at a time; null is all of the batch."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights."""
-
-    @field_validator("preset")
-    @classmethod
-    def _check_preset(cls, preset: str | None) -> str | None:
-        if preset is not None and preset not in cls.PRESETS:
-            raise ValueError(f"unknown preset {preset!r}: {suggestion(preset, cls.PRESETS)}")
-        return preset
 
     @field_validator("num_heads")
     @classmethod

@@ -28,7 +28,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Valida
 from torch import Tensor
 
 from perjoule.config import Config
-from perjoule.core.errors import ConfigError, TrainingDiverged, suggestion
+from perjoule.core.errors import ConfigError, TrainingDiverged
 
 Energy = Callable[[Tensor, int], Tensor]
 """Returns the energies of embedded candidates at a thinking step."""
@@ -140,13 +140,6 @@ class ThinkingConfig(Config):
     """Weight of the loss that lowers the true token's energy below the candidate's."""
     soft_targets: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the first step's target that is spread over the vocabulary; less for later steps, none for the last."""
-
-    @field_validator("preset")
-    @classmethod
-    def _check_preset(cls, preset: str | None) -> str | None:
-        if preset is not None and preset not in cls.PRESETS:
-            raise ValueError(f"unknown preset {preset!r}: {suggestion(preset, cls.PRESETS)}")
-        return preset
 
     @field_validator("max_steps")
     @classmethod
