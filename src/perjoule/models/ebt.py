@@ -45,6 +45,7 @@ from perjoule.models.ebt_decode import Cache, Decoding, Verdict, best_row, bette
 from perjoule.models.ebt_loss import Judge
 from perjoule.models.ebt_replay import Recalled, Replay
 from perjoule.models.ebt_sizes import EBTSizes
+from perjoule.models.layers.language import vocabulary_for
 from perjoule.models.layers.norm import RMSNorm
 from perjoule.models.layers.readout import read_out
 from perjoule.models.thinking import Energy, Path, Schedule, think
@@ -65,17 +66,7 @@ class EBTConfig(EBTSizes):
         Raises:
             ConfigError: if the data is not text, or has tokens that the model's vocabulary has not.
         """
-        if missing := [name for name in ("vocab_size", "seq_len") if name not in shape]:
-            raise ConfigError(
-                f"model.kind ebt needs data with {' and '.join(missing)}, such as text; "
-                f"this data has {', '.join(shape) or 'neither'}"
-            )
-        vocab_size = self.vocab_size or shape["vocab_size"]
-        if vocab_size < shape["vocab_size"]:
-            raise ConfigError(
-                f"model.vocab_size {vocab_size} is smaller than the data's {shape['vocab_size']}; "
-                f"accepted: null (the data's own) or at least {shape['vocab_size']}"
-            )
+        vocab_size = vocabulary_for(self.kind, self.vocab_size, shape)
         return EBT(self, vocab_size, shape["seq_len"])
 
 

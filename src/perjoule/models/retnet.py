@@ -36,11 +36,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from perjoule.config import Config
-from perjoule.core.errors import ConfigError
 from perjoule.models.contract import FlopsPerToken, Output
 from perjoule.models.layers.cache import align
 from perjoule.models.layers.glu import GLU
-from perjoule.models.layers.language import divisors_near
+from perjoule.models.layers.language import divisors_near, vocabulary_for
 from perjoule.models.layers.loss import chunked_next_token_loss, next_token_loss
 from perjoule.models.layers.norm import RMSNorm
 from perjoule.models.layers.retention import Retention, Timeline, even_chunk, log_decays, timeline
@@ -167,18 +166,7 @@ class RetNetConfig(Config):
         Raises:
             ConfigError: if the data is not text, or has tokens that the model's vocabulary has not.
         """
-        missing = [name for name in ("vocab_size", "seq_len") if name not in shape]
-        if missing:
-            raise ConfigError(
-                f"model.kind retnet needs data with vocab_size and seq_len, such as text; "
-                f"this data has {', '.join(shape) or 'neither'}"
-            )
-        vocab_size = self.vocab_size or shape["vocab_size"]
-        if vocab_size < shape["vocab_size"]:
-            raise ConfigError(
-                f"model.vocab_size {vocab_size} is smaller than the data's {shape['vocab_size']}; "
-                f"accepted: null (the data's own) or at least {shape['vocab_size']}"
-            )
+        vocab_size = vocabulary_for(self.kind, self.vocab_size, shape)
         return RetNet(self, vocab_size)
 
 

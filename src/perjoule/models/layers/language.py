@@ -39,6 +39,32 @@ def divisors_near(number: int, wanted: int) -> str:
     return ", ".join(str(n) for n in sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:4]))
 
 
+def vocabulary_for(kind: str, vocab_size: int | None, shape: Mapping[str, int]) -> int:
+    """Return the rows of a language model's embedding for a data set.
+
+    Args:
+        kind: of the model.
+        vocab_size: as configured; None is the data's own.
+        shape: the data's ``vocab_size`` and ``seq_len``.
+
+    Raises:
+        ConfigError: if the data is not text, or has tokens that the model's vocabulary has not.
+    """
+    missing = [name for name in ("vocab_size", "seq_len") if name not in shape]
+    if missing:
+        raise ConfigError(
+            f"model.kind {kind} needs data with vocab_size and seq_len, such as text; "
+            f"this data has {', '.join(shape) or 'neither'}"
+        )
+    rows = vocab_size or shape["vocab_size"]
+    if rows < shape["vocab_size"]:
+        raise ConfigError(
+            f"model.vocab_size {rows} is smaller than the data's {shape['vocab_size']}; "
+            f"accepted: null (the data's own) or at least {shape['vocab_size']}"
+        )
+    return rows
+
+
 class LanguageConfig(Config, ABC):
     """Sizes of a decoder-only language model."""
 
@@ -107,27 +133,8 @@ class LanguageConfig(Config, ABC):
         """Return the weights besides the embedding and the output matrix."""
 
     def vocabulary(self, shape: Mapping[str, int]) -> int:
-        """Return the rows of the embedding for a data set.
-
-        Args:
-            shape: the data's ``vocab_size`` and ``seq_len``.
-
-        Raises:
-            ConfigError: if the data is not text, or has tokens that the model's vocabulary has not.
-        """
-        missing = [name for name in ("vocab_size", "seq_len") if name not in shape]
-        if missing:
-            raise ConfigError(
-                f"model.kind {self.kind} needs data with vocab_size and seq_len, such as text; "
-                f"this data has {', '.join(shape) or 'neither'}"
-            )
-        vocab_size = self.vocab_size or shape["vocab_size"]
-        if vocab_size < shape["vocab_size"]:
-            raise ConfigError(
-                f"model.vocab_size {vocab_size} is smaller than the data's {shape['vocab_size']}; "
-                f"accepted: null (the data's own) or at least {shape['vocab_size']}"
-            )
-        return vocab_size
+        """Return the rows of the embedding for a data set; see :func:`vocabulary_for`."""
+        return vocabulary_for(self.kind, self.vocab_size, shape)
 
 
 class LanguageModel(nn.Module, ABC):
