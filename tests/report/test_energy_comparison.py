@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from tests.report.ledgers import NO_ENERGY, cpu, gpu, ledger
-from tests.runs.synthetic import SyntheticRun, finished_run
+from tests.runs.synthetic import finished_run
 
 from perjoule.measure.ledger import Ledger
 from perjoule.report import markdown, terminal
-from perjoule.report.energy_comparison import _verdict, energy_rows, equal_energy_j, verdicts
+from perjoule.report.energy_comparison import _verdict, energy_rows, verdicts
 from perjoule.report.summary import Summary, summarize
 from perjoule.runs.tables import Run, load_run
 
@@ -26,14 +26,14 @@ def summaries(runs: list[Run], *ledgers: Ledger) -> list[Summary]:
 
 
 def test_every_figure_of_energy_has_its_word_and_a_row_of_intervals(runs: list[Run]) -> None:
-    found = energy_rows(runs, summaries(runs, ledger(gpu()), ledger(cpu()), NO_ENERGY))
+    found = energy_rows(summaries(runs, ledger(gpu()), ledger(cpu()), NO_ENERGY))
     assert [row[0] for row in found] == [*ROWS, "Mean power", "95 %", "FLOPs per joule", "95 %"]
     assert found[0] == ("Energy", "1 kJ measured", "100 J modelled", "–")
     assert found[1] == ("95 %", "0.95 to 1.05 kJ", "50 to 200 J", "–")
 
 
 def test_without_any_energy_there_is_no_row(runs: list[Run]) -> None:
-    assert energy_rows(runs, summaries(runs, *[NO_ENERGY] * 3)) == []
+    assert energy_rows(summaries(runs, *[NO_ENERGY] * 3)) == []
     assert verdicts(["a", "b", "c"], summaries(runs, *[NO_ENERGY] * 3)) == []
     assert "## Energy" not in markdown.comparison_markdown(["a", "b", "c"], runs, summaries(runs, *[NO_ENERGY] * 3))
 
@@ -67,44 +67,6 @@ def test_runs_of_which_different_parts_were_metered_are_not_compared_silently(ru
         "(modelled)."
     )
     assert len(lines) > 1
-
-
-def test_losses_are_compared_at_the_energy_that_every_run_reached(runs: list[Run]) -> None:
-    found = summaries(runs, ledger(gpu()), ledger(gpu()), ledger(gpu(1.5)))
-    assert equal_energy_j(found) == pytest.approx(1000)
-    rows = {name: cells for name, *cells in energy_rows(runs, found)}
-    losses = rows["Loss at equal energy, 1 kJ measured"]
-    assert losses[0] == losses[1] < losses[2]
-    assert rows["Best validation loss up to there"] == ["4.0000", "4.0000", "4.5000"]
-
-
-def test_the_loss_at_equal_energy_is_that_of_the_last_step_paid_for(runs: list[Run]) -> None:
-    found = summaries(runs[:2], ledger(gpu()), ledger(gpu(4.0)))
-    paid = int((found[1].cumulative_j <= 1000).sum())
-    losses = runs[1].steps.loss[:paid]
-    rows = {name: cells for name, *cells in energy_rows(runs[:2], found)}
-    assert rows["Loss at equal energy, 1 kJ measured"][1] == f"{losses[-1]:.4f}"
-    assert rows["Best validation loss up to there"] == ["4.0000", "–"]
-
-
-def test_a_run_that_had_no_step_yet_at_the_equal_energy_has_no_loss_there(runs: list[Run]) -> None:
-    found = summaries(runs[:2], ledger(gpu()), ledger(gpu(20.0)))
-    rows = {name: cells for name, *cells in energy_rows(runs[:2], found)}
-    assert rows["Loss at equal energy, 1 kJ measured"][1] == "–"
-
-
-def test_the_word_of_the_equal_energy_is_that_of_all_runs(runs: list[Run]) -> None:
-    names = [row[0] for row in energy_rows(runs[:2], summaries(runs[:2], ledger(cpu()), ledger(gpu())))]
-    assert "Loss at equal energy, 100 J partly modelled" in names
-
-
-def test_there_is_no_equal_energy_unless_every_run_was_metered(runs: list[Run], tmp_path: Path) -> None:
-    assert equal_energy_j(summaries(runs[:1], ledger(gpu()))) is None
-    assert equal_energy_j(summaries(runs[:2], ledger(gpu()), NO_ENERGY)) is None
-    unborn = SyntheticRun(tmp_path / "unborn")
-    unborn.segment()
-    both = [runs[0], load_run(unborn.kill())]
-    assert equal_energy_j(summaries(both, ledger(gpu()), ledger(gpu()))) is None
 
 
 def test_terminal_and_markdown_show_the_comparison(runs: list[Run]) -> None:

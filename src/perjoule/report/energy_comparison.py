@@ -1,18 +1,12 @@
-"""Several runs by what they cost in energy: rows of figures, what can be told apart, and the loss at equal joules."""
+"""Several runs by what they cost in energy: rows of figures, and what can be told apart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from perjoule.report import wording
-from perjoule.report.energy import PARTLY
-from perjoule.report.figures import smooth
 from perjoule.report.quantity import Figure, Quantity
 from perjoule.report.summary import LABELS, Summary
-from perjoule.report.what_ran import MISSING
-from perjoule.runs.tables import Run
 
 COMPARED = (
     *("energy_j", "energy_per_step_j", "energy_per_sample_j", "energy_per_token_j", "power_w", "flops_per_j"),
@@ -21,7 +15,7 @@ COMPARED = (
 _JUDGED = ("energy_j", "energy_per_step_j", "energy_per_sample_j", "energy_per_token_j", "carbon_gco2e")
 
 
-def energy_rows(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
+def energy_rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
     """Return a row per figure, its name and its value in each run, each followed by a row of intervals.
 
     What none of the runs has is left out; without any energy there is no row.
@@ -32,36 +26,7 @@ def energy_rows(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[tuple
         if any(isinstance(figure, Quantity) for figure in found):
             rows.append((LABELS[name], *map(wording.show, found)))
             rows.append(("95 %", *map(wording.interval, found)))
-    equal_j = equal_energy_j(summaries)
-    if equal_j is not None:
-        at = [_losses_at(run, summary, equal_j) for run, summary in zip(runs, summaries, strict=True)]
-        words = {summary.energy_j.provenance for summary in summaries if isinstance(summary.energy_j, Quantity)}
-        word = words.pop() if len(words) == 1 else PARTLY
-        rows.append((f"Loss at equal energy, {wording.joules(equal_j)} {word}", *(one for one, _ in at)))
-        if any(validation != MISSING for _, validation in at):
-            rows.append(("Best validation loss up to there", *(validation for _, validation in at)))
     return rows
-
-
-def equal_energy_j(summaries: Sequence[Summary]) -> float | None:
-    """Return the largest energy that every run reached; None unless all of at least two have one."""
-    last_j = [summary.cumulative_j[-1] if len(summary.cumulative_j) else np.nan for summary in summaries]
-    return float(min(last_j)) if len(last_j) > 1 and np.isfinite(last_j).all() else None
-
-
-def _losses_at(run: Run, summary: Summary, equal_j: float) -> tuple[str, str]:
-    """Return the smoothed training loss and the best validation loss that a run had reached for ``equal_j``."""
-    kept = run.steps.kept
-    good = np.isfinite(kept.loss) & (summary.cumulative_j <= equal_j)
-    paid = kept.step[summary.cumulative_j <= equal_j]
-    if not good.any():
-        return MISSING, MISSING
-    losses = [
-        one.loss
-        for one in run.kept_evaluations
-        if one.split == "validation" and one.loss is not None and one.step <= paid[-1]
-    ]
-    return f"{smooth(kept.loss[good])[-1]:.4f}", f"{min(losses):.4f}" if losses else MISSING
 
 
 def verdicts(labels: Sequence[str], summaries: Sequence[Summary]) -> list[str]:

@@ -58,11 +58,9 @@ def _hatch_legend(summaries: Sequence[Summary]) -> str:
     return f'<ul class="legend key">{items}</ul>'
 
 
-def compared(
-    labels: Sequence[str], runs: Sequence[Run], summaries: Sequence[Summary], colors: Mapping[str, str]
-) -> str:
+def compared(labels: Sequence[str], summaries: Sequence[Summary], colors: Mapping[str, str]) -> str:
     """Return what the runs cost in energy, and what can be told apart."""
-    rows = energy_rows(runs, summaries)
+    rows = energy_rows(summaries)
     if not rows:
         return ""
     lines = "".join(f"<p class=note>{escape(line)}</p>" for line in verdicts(labels, summaries))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from perjoule.report import energy_comparison, ledger_table, wording
+from perjoule.report import energy_comparison, equal_terms, ledger_table, wording
 from perjoule.report.summary import Summary
 from perjoule.report.what_ran import Block, blocks
 from perjoule.runs.tables import Run
@@ -43,7 +43,11 @@ def comparison_markdown(labels: Sequence[str], runs: Sequence[Run], summaries: S
     lines = ["# Comparison", "", *_table(headings, rows, "ll" + "r" * (len(headings) - 2)), ""]
     lines += [f"- {escape(line)}" for line in wording.compared_reasons(summaries)]
     lines += [f"- {escape(run.name)}: {escape(warning)}" for run in runs for warning in run.warnings]
-    energy = energy_comparison.energy_rows(runs, summaries)
+    equal = [*equal_terms.size_rows(runs), *equal_terms.equal_rows(runs, summaries)]
+    if equal:
+        lines += ["", f"## {equal_terms.EQUAL_TERMS}", ""]
+        lines += _table(("Figure", *labels), equal, "l" + "r" * len(labels))
+    energy = energy_comparison.energy_rows(summaries)
     if energy:
         lines += ["", "## Energy", "", *_table(("Figure", *labels), energy, "l" + "r" * len(labels)), ""]
         lines += [f"- {escape(line)}" for line in energy_comparison.verdicts(labels, summaries)]

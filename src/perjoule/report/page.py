@@ -14,6 +14,7 @@ from importlib.resources import files
 
 from perjoule.report import elements, energy_page, wording
 from perjoule.report.charts import comparison_charts, phase_bar, phase_colors, run_charts, seconds_per_step
+from perjoule.report.equal_terms import EQUAL_TERMS, equal_rows, size_rows
 from perjoule.report.quantity import Quantity, Unavailable
 from perjoule.report.summary import LABELS, Summary
 from perjoule.report.what_ran import Block, Entry, blocks
@@ -61,6 +62,8 @@ def comparison_page(labels: Sequence[str], runs: Sequence[Run], summaries: Seque
     table = elements.table(
         wording.compared_headings(), wording.compared_rows(labels, runs, summaries), "Comparison", "ll"
     )
+    rows = [*size_rows(runs), *equal_rows(runs, summaries)]
+    equal = elements.table(("Figure", *labels), rows, EQUAL_TERMS, "l")
     longest = max(map(seconds_per_step, summaries))
     bars = "".join(
         f"<p class=barname><span>{escape(label)}</span>"
@@ -73,7 +76,8 @@ def comparison_page(labels: Sequence[str], runs: Sequence[Run], summaries: Seque
         _header("Comparison", "", "", f"{len(runs)} runs"),
         _warnings([f"{run.name}: {warning}" for run in runs for warning in run.warnings]),
         elements.section("Figures", f'<div class="card wide">{table}{reasons}</div>'),
-        energy_page.compared(labels, runs, summaries, colors),
+        elements.section(EQUAL_TERMS, f'<div class="card wide">{equal}</div>') if rows else "",
+        energy_page.compared(labels, summaries, colors),
         elements.section("What differs in the configuration", _differences(labels, runs)),
         elements.section(
             "Loss",

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from perjoule.report import energy_comparison, ledger_table, wording
+from perjoule.report import energy_comparison, equal_terms, ledger_table, wording
 from perjoule.report.summary import Summary
 from perjoule.runs.tables import Run
 
@@ -85,13 +85,14 @@ def print_comparison(
     """Print one column per run, a few of them side by side at a time: figures, energy, configuration that differs."""
     names, rows = wording.compared_headings(), wording.compared_rows(labels, runs, summaries)
     different = wording.differences(runs)
+    equal = [*equal_terms.size_rows(runs), *equal_terms.equal_rows(runs, summaries)]
     for start in range(0, len(rows), _RUNS_BESIDE):
         beside = rows[start : start + _RUNS_BESIDE]
         table = _table(("", *(row[0] for row in beside)), "l" + "r" * len(beside))
         table.add_row(names[1], *(Text(row[1], _STATUS_STYLE.get(row[1], "")) for row in beside))
         for number, name in enumerate(names[2:], start=2):
             table.add_row(name, *(Text(row[number]) for row in beside))
-        for key, *values in [*energy_comparison.energy_rows(runs, summaries), *different]:
+        for key, *values in [*equal, *energy_comparison.energy_rows(summaries), *different]:
             table.add_row(Text(key), *map(Text, values[start : start + _RUNS_BESIDE]))
         console.print(table)
         console.print()
