@@ -33,7 +33,7 @@ def store_of(corpus: Path, cache: Path, tokenizer: TokenizerConfig = SMALL, frac
 
 def documents(store: Store, split: str) -> list[str]:
     """Read a split back to text, checking that each document begins with its only BOS."""
-    part = store.splits[split]
+    (part,) = store.splits[split].shards
     texts = []
     for begin, end in zip(part.offsets[:-1], part.offsets[1:], strict=True):
         ids = part.tokens[begin:end].tolist()
@@ -62,7 +62,7 @@ def test_order_of_documents_does_not_depend_on_the_batches_they_are_encoded_in(
     monkeypatch.setattr(store_module, "_BATCH_CHARACTERS", 1000)
     pieces = store_of(corpus, cache / "other")
     for split in SPLITS:
-        assert np.array_equal(whole.splits[split].tokens, pieces.splits[split].tokens)
+        assert np.array_equal(whole.splits[split].shards[0].tokens, pieces.splits[split].shards[0].tokens)
 
 
 def test_tokenizer_is_trained_on_the_training_split_only(corpus: Path, cache: Path) -> None:
@@ -82,7 +82,7 @@ def test_second_start_reuses_the_store(corpus: Path, cache: Path, monkeypatch: p
     assert second.path == first.path
     assert second.tokenizer.content_hash == first.tokenizer.content_hash
     for split in SPLITS:
-        assert np.array_equal(first.splits[split].tokens, second.splits[split].tokens)
+        assert np.array_equal(first.splits[split].shards[0].tokens, second.splits[split].shards[0].tokens)
 
 
 def test_every_setting_and_every_document_has_its_own_store(corpus: Path, cache: Path) -> None:
@@ -133,14 +133,14 @@ def test_damaged_store_is_built_again_and_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     whole = store_of(corpus, cache)
-    tokens = whole.splits["train"].tokens.copy()
+    tokens = whole.splits["train"].shards[0].tokens.copy()
     damage(whole.path / name)
     again = store_of(corpus, cache)
     assert again.state.startswith("rebuilt: ")
     assert len(caplog.records) == 1
     assert caplog.records[0].levelno == logging.WARNING
     assert re.search(rf"token store .* is damaged \({reason}.*\): building it again", caplog.text)
-    assert np.array_equal(again.splits["train"].tokens, tokens)
+    assert np.array_equal(again.splits["train"].shards[0].tokens, tokens)
     assert store_of(corpus, cache).state == "reused"
 
 
@@ -157,7 +157,7 @@ def test_processes_that_start_together_build_once(corpus: Path, cache: Path) -> 
     with ThreadPoolExecutor(4) as pool:  # a lock belongs to an open file, so threads contend as processes do
         stores = list(pool.map(lambda _: store_of(corpus, cache), range(4)))
     assert sorted(store.state for store in stores) == ["built", "reused", "reused", "reused"]
-    assert len({store.splits["train"].tokens.tobytes() for store in stores}) == 1
+    assert len({store.splits["train"].shards[0].tokens.tobytes() for store in stores}) == 1
 
 
 KILLED = """
@@ -243,7 +243,7 @@ def test_tokenizer_that_adds_its_own_bos_does_not_double_it(
     config = TokenizerConfig(file=word_tokenizer({"[UNK]": 0, "a": 1, "b": 2}, "<s>"))
     assert config.build([]).inner.encode("a").ids == [3, 1], "left alone, it would"
     store = store_of(tmp_path / "a.txt", cache, config, Fractions(train=1, validation=0, test=0))
-    assert store.splits["train"].tokens.tolist() == [3, *[1, 2] * 5]
+    assert store.splits["train"].shards[0].tokens.tolist() == [3, *[1, 2] * 5]
 
 
 def test_text_that_becomes_bos_is_an_error(tmp_path: Path, cache: Path, word_tokenizer: WriteTokenizer) -> None:
@@ -260,8 +260,8 @@ def test_document_that_vanishes_in_the_tokenizer_is_counted(
     config = TokenizerConfig(file=word_tokenizer({"[UNK]": 0, "a": 1}, "<s>"))
     store = store_of(tmp_path / "a.jsonl", cache, config, Fractions(train=1, validation=0, test=0))
     assert dict(store.skipped) == {"no_tokens": 1}
-    assert store.splits["train"].tokens.tolist() == [2, 1]
-    assert len(store.splits["test"].tokens) == 0
+    assert store.splits["train"].shards[0].tokens.tolist() == [2, 1]
+    assert len(store.splits["test"].shards[0].tokens) == 0
 
 
 @pytest.mark.parametrize(("num_words", "dtype"), [(65_535, "<u2"), (65_536, "<u4")])
@@ -273,8 +273,8 @@ def test_tokens_take_two_bytes_up_to_65536_ids(
     config = TokenizerConfig(file=word_tokenizer(vocabulary, "<s>"))
     store = store_of(tmp_path / "a.txt", cache, config, Fractions(train=1, validation=0, test=0))
     assert store.tokenizer.vocab_size == num_words + 1
-    assert store.splits["train"].tokens.dtype == np.dtype(dtype)
-    assert store.splits["train"].tokens.tolist() == [num_words, 1, num_words - 1]
+    assert store.splits["train"].shards[0].tokens.dtype == np.dtype(dtype)
+    assert store.splits["train"].shards[0].tokens.tolist() == [num_words, 1, num_words - 1]
 
 
 def test_cache_that_cannot_be_written_says_how_to_choose_another(corpus: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ import tokenizers
 
 from perjoule.core.errors import DataError
 from perjoule.core.units import byte_size
+from perjoule.data.shards import Shard, SplitTokens
 from perjoule.data.sources import Document, Source
 from perjoule.data.split import SPLITS, TRAIN, Fractions
 from perjoule.data.tokenizer import TextTokenizer, TokenizerConfig
@@ -44,21 +45,6 @@ _CHECKED_BYTES = 64 << 20
 """Files up to this size are hashed whenever a store is opened; of larger ones only the size is compared."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SplitTokens:
-    """One split of a store.
-
-    Args:
-        tokens: (num_tokens,) the stream, uint16 or uint32, memory-mapped.
-        offsets: (num_documents + 1,) int64, where each document's BOS stands, then ``num_tokens``.
-        num_bytes: of the documents' text in UTF-8.
-    """
-
-    tokens: npt.NDArray[Any]
-    offsets: npt.NDArray[np.int64]
-    num_bytes: int
 
 
 @dataclass(frozen=True)
@@ -256,7 +242,7 @@ def _map(path: Path, split: str, tokenizer: TextTokenizer, entry: Mapping[str, i
     tokens: npt.NDArray[Any] = np.empty(0, dtype)
     if entry["tokens"]:  # an empty file cannot be mapped
         tokens = np.asarray(np.memmap(path / f"{split}.tokens.bin", dtype, "r"))
-    return SplitTokens(tokens, np.load(path / f"{split}.offsets.npy"), entry["bytes"])
+    return SplitTokens((Shard(tokens, np.load(path / f"{split}.offsets.npy"), entry["bytes"]),))
 
 
 def _dtype(tokenizer: TextTokenizer) -> npt.DTypeLike:

@@ -13,9 +13,10 @@ from perjoule.config import Config
 from perjoule.core.cache import cache_folder
 from perjoule.core.errors import DataError, suggestion
 from perjoule.data.reader import LongDocuments, PackedSamples, PaddedSamples, TextSamples
+from perjoule.data.shards import SplitTokens
 from perjoule.data.sources import Source, files_source
 from perjoule.data.split import SPLITS, TRAIN, Fractions
-from perjoule.data.store import SplitTokens, Store, prepare
+from perjoule.data.store import Store, prepare
 from perjoule.data.tokenizer import TextTokenizer, TokenizerConfig
 
 
@@ -112,7 +113,7 @@ class TextDataSet:
         """
         if name not in SPLITS:
             raise DataError(f"no split {name!r}: {suggestion(name, SPLITS)}")
-        config, tokens = self._config, self._store.splits[name]
+        config, (tokens,) = self._config, self._store.splits[name].shards
         seed = self._seed if config.shuffle and name == TRAIN else None
         try:
             if config.batching == "packed":
@@ -141,7 +142,7 @@ class TextDataSet:
 
     def _split_facts(self, name: str, split: SplitTokens) -> dict[str, Any]:
         """Return the counts of a split, and what an epoch covers or why there is none."""
-        num_documents, num_tokens = len(split.offsets) - 1, len(split.tokens)
+        num_documents, num_tokens = split.num_documents, split.num_tokens
         counts: dict[str, Any] = {"documents": num_documents, "bytes": split.num_bytes, "tokens": num_tokens}
         if num_documents:
             counts["tokens_per_byte"] = (num_tokens - num_documents) / split.num_bytes
