@@ -46,7 +46,11 @@ peers: .peers/ready
 	$(PYTHON) -m venv .peers
 	.peers/bin/pip install --quiet --disable-pip-version-check --constraint requirements-peers.lock torch
 	.peers/bin/pip install --quiet --disable-pip-version-check --constraint requirements-peers.lock \
-	  transformers accelerate lightning zeus codecarbon --editable .
+	  transformers accelerate lightning zeus codecarbon datasets datatrove 'dask[distributed]' tiktoken pyarrow \
+	  --editable .
+	# litdata asks for torchvision, which breaks the CPU torch, and torchscale for versions of years ago.
+	.peers/bin/pip install --quiet --disable-pip-version-check --constraint requirements-peers.lock --no-deps \
+	  torchscale litdata boto3 botocore s3transfer jmespath obstore tifffile lightning-utilities
 	touch $@
 
 $(VENV)/base: requirements.lock pyproject.toml
