@@ -14,6 +14,7 @@ from pathlib import Path
 from perjoule import __version__
 from perjoule.core.errors import ConfigError, PerjouleError, suggestion
 
+EVALUATE_HELP = "any of loss, thinking, latency, harness (loss if none is named), and their settings: loss.splits=test"
 SHELVES = ("models", "data", "measure", "recipes", "runs")
 
 
@@ -29,10 +30,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and (options.verb is not _train or any(word.startswith("-") for word in rest)):
+    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"not understood: {' '.join(rest)}")
     if rest:  # argparse takes positional words from one place only: `train r.yaml --dry-run stop.steps=3`
         options.overrides = [*options.overrides, *rest]
+    code = _run(options)
+    if arguments is None and options.verb is _train and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # DistributedDataParallel keeps its group's native threads alive. One that wants the interpreter for its last
+        # tensor while the interpreter is being taken down aborts the process, whose work is done.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run the verb and return the exit code."""
     try:
         return int(options.verb(options))
     except PerjouleError as error:
@@ -64,6 +77,25 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", type=Path, metavar="RUN", help="continue this run folder")
     train.add_argument("--dry-run", action="store_true", help="check the recipe and print every value with its source")
     train.set_defaults(verb=_train)
+
+    evaluate = verbs.add_parser("evaluate", parents=[shared], help="loss, thinking, latency, tasks of a trained model")
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    evaluate.add_argument("overrides", nargs="*", metavar="WHAT|key=value", help=EVALUATE_HELP)
+    evaluate.set_defaults(verb=_evaluate)
+
+    generate = verbs.add_parser("generate", parents=[shared], help="let a trained model go on with prompts")
+    generate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    generate.add_argument("overrides", nargs="*", metavar="key=value", help="such as max_new_tokens=64 temperature=0.8")
+    generate.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
+    generate.add_argument("--prompts", type=Path, metavar="FILE", help=".txt (a prompt per line), .jsonl or .csv")
+    generate.add_argument("--output", type=Path, metavar="FILE", help=".jsonl or .csv instead of the terminal")
+    generate.set_defaults(verb=_generate)
+
+    export = verbs.add_parser("export", parents=[shared], help="write a Hugging Face model folder")
+    export.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    export.add_argument("folder", type=Path, metavar="DIR", help="the folder to write, which must not exist")
+    export.add_argument("overrides", nargs="*", metavar="key=value", help="checkpoint=last, best or a step")
+    export.set_defaults(verb=_export)
 
     listing = verbs.add_parser("ls", parents=[shared], help="list models, data, meters, recipes or runs")
     listing.add_argument("shelf", nargs="?", help=", ".join(SHELVES))
@@ -109,6 +141,43 @@ def _train(options: argparse.Namespace) -> int:
         if result.signal is not None:
             print(f"to continue:  perjoule train --resume {result.run}")
     return 0 if result.signal is None else 128 + result.signal
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    """Evaluate a trained model; results go into its run folder."""
+    _set_wait_policy()
+    from perjoule.config import resolve
+    from perjoule.evaluate.run import EvaluationConfig, evaluate
+
+    what = [word for word in options.overrides if "=" not in word]
+    settings = [word for word in options.overrides if "=" in word]
+    config = resolve.load(EvaluationConfig, None, settings).config
+    for line in evaluate(options.run, what, config):
+        print(line, flush=True)
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    """Let a trained model go on with prompts."""
+    _set_wait_policy()
+    from perjoule.config import resolve
+    from perjoule.evaluate.write import WriteConfig, write
+
+    config = resolve.load(WriteConfig, None, options.overrides).config
+    for text in write(options.run, config, options.prompt or (), options.prompts, options.output):
+        print(text, end="", flush=True)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Write a Hugging Face model folder."""
+    from perjoule.config import resolve
+    from perjoule.export import ExportConfig, export
+
+    config = resolve.load(ExportConfig, None, options.overrides).config
+    for path in export(options.run, options.folder, config):
+        print(path)
+    return 0
 
 
 def _split_recipe(recipe: str | None, overrides: list[str]) -> tuple[Path | None, list[str]]:

@@ -12,12 +12,12 @@ VARIANTS: tuple[Variant, ...] = get_args(Variant)
 VOCAB_SIZE, SEQ_LEN = 20, 12
 
 
-def tiny_ebt(thinking: dict[str, Any] | None = None, scale: float = 0.3, **settings: Any) -> EBT:
+def tiny_ebt(thinking: dict[str, Any] | None = None, scale: float = 0.3, seq_len: int = 12, **settings: Any) -> EBT:
     """Return a model; ``scale`` is the spread of all weights but the norms', 0 leaves them as initialised."""
     sizes: dict[str, Any] = {"dim": 16, "num_layers": 2, "num_heads": 2, "ffn_dim": 24}
     given = {"step_size": 2.0} if scale else {}
     config = EBTConfig(**(sizes | settings), thinking={**given, **(thinking or {})})
-    model = config.build({"vocab_size": VOCAB_SIZE, "seq_len": SEQ_LEN})
+    model = config.build({"vocab_size": VOCAB_SIZE, "seq_len": seq_len})
     if scale:
         torch.manual_seed(1)
         with torch.no_grad():

@@ -37,10 +37,11 @@ def train_one_step(kind: Any = TransformerConfig, **settings: Any) -> None:
     model.decode(tokens[:, 0], cache)
 
 
-def think(variant: str, thinking: Any) -> None:
+def think(variant: str, thinking: Any, positions: str = "rope") -> None:
     """Train and decode an Energy-Based Transformer."""
-    train_one_step(EBTConfig, variant=variant, thinking=thinking, loss_chunk_rows=5)
-    sizes: Any = {"dim": 32, "num_layers": 2, "num_heads": 4, "variant": variant, "thinking": thinking}
+    train_one_step(EBTConfig, variant=variant, thinking=thinking, positions=positions, loss_chunk_rows=5)
+    sizes: Any = {"dim": 32, "num_layers": 2, "num_heads": 4, "positions": positions}
+    sizes |= {"variant": variant, "thinking": thinking}
     model = EBTConfig(**sizes).build({"vocab_size": 20, "seq_len": 9}).eval()
     tokens = torch.randint(20, (4, 9))
     _, cache = model.prefill(tokens[:, :5], torch.ones(4, 5, dtype=torch.bool), Decoding(candidates=2, steps=3))
@@ -70,8 +71,8 @@ for retention in ("chunkwise", "parallel", "recurrent"):
     train_one_step(RetNetConfig, value_dim=40, retention=retention, chunk_len=4)
 train_one_step(RetNetConfig, positions="none", activation_checkpointing=True)
 think("default", {"detach": "none", "soft_targets": 0.1, "contrastive": 0.1})
-think("adaln", {"preset": "s2", "replay_capacity": 4})
-think("time_embed", "s1")
+think("adaln", {"preset": "s2", "replay_capacity": 4}, "xpos")
+think("time_embed", "s1", "none")
 images = torch.randn(2, 1, 8, 8)
 denoiser = EBTDenoiserConfig(dim=16).build({"image_size": 8, "num_channels": 1})
 denoiser({"noisy": images, "clean": images}).loss.backward()

@@ -11,7 +11,10 @@ import torch
 import perjoule.models
 from perjoule.core.registry import Shelf
 from perjoule.models import SHELF
-from perjoule.models.contract import Trainable, count_parameters
+from perjoule.models.contract import Decoder, Trainable, count_parameters
+from perjoule.models.ebt import EBT
+from perjoule.models.layers import language, sizes
+from perjoule.models.layers.attention import SelfAttention
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add_a_model.md").read_text(encoding="utf-8")
 
@@ -53,6 +56,23 @@ def test_documented_model_is_listed_and_trains(shelf: Shelf) -> None:
         optimizer.step()
     assert losses[0] > 2
     assert losses[-1] < 0.1
+
+    assert isinstance(model, Decoder)
+    logits, cache = model.prefill(tokens[:, :3])
+    assert logits.argmax(-1).tolist() == [3] * 4
+    assert model.decode(logits.argmax(-1), cache)[0].argmax(-1).tolist() == [4] * 4
+
+
+def test_page_names_what_exists() -> None:
+    """Every file, class and attribute that the page mentions beside the example."""
+    root = Path(__file__).parents[2]
+    for name in re.findall(r"`((?:models|tests)/[\w/]+\.py)`", PAGE):
+        assert (root / name).is_file() or (root / "src" / "perjoule" / name).is_file(), name
+    assert {"LanguageConfig", "AttentionConfig"} <= vars(sizes).keys()
+    assert {"LanguageModel", "AttentionModel"} <= vars(language).keys()
+    assert all(hasattr(language.LanguageModel, name) for name in ("places", "parameter_groups", "reset_parameters"))
+    assert all(hasattr(SelfAttention, name) for name in ("attend", "look_back"))
+    assert EBT.compilable is False
 
 
 def test_documented_entry_point_has_the_group_that_the_shelf_reads() -> None:

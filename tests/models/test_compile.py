@@ -1,13 +1,31 @@
+"""Compiling a whole training step changes nothing: one graph for every architecture that can be compiled."""
+
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from tests.models.every_model import PATTERNS
 from torch import Tensor
 
-from perjoule.models.transformer import Transformer
+from perjoule.models.layers.language import LanguageModel
+from perjoule.models.longnet import LongNetConfig
+from perjoule.models.retnet import RetNetConfig
+from perjoule.models.transformer import Transformer, TransformerConfig
+
+SIZES: dict[str, Any] = {"dim": 32, "num_layers": 1, "num_heads": 4, "ffn_dim": 48}
+SAVING: dict[str, Any] = {"activation_checkpointing": True, "loss_chunk_rows": 50}
+CONFIGS: dict[str, Callable[..., Any]] = {
+    "transformer-sdpa": lambda **more: TransformerConfig(**SIZES, num_kv_heads=2, attention="sdpa", **more),
+    "transformer-blocked": lambda **more: TransformerConfig(**SIZES, num_kv_heads=2, attention="blocked", **more),
+    "transformer-xpos": lambda **more: TransformerConfig(**SIZES, positions="xpos", **more),
+    "longnet": lambda **more: LongNetConfig(**SIZES, **PATTERNS, **more),
+    "retnet-parallel": lambda **more: RetNetConfig(**SIZES, value_dim=40, retention="parallel", **more),
+    "retnet-chunkwise": lambda **more: RetNetConfig(**SIZES, value_dim=40, chunk_len=7, **more),
+}
 
 
-def assert_compiled_equals_eager(model: Transformer, batch: dict[str, Tensor], backend: str, autocast: bool) -> None:
+def assert_compiled_equals_eager(model: LanguageModel, batch: dict[str, Tensor], backend: str, autocast: bool) -> None:
     torch.compiler.reset()
     results = []
     for step in (model, torch.compile(model, fullgraph=True, backend=backend)):
@@ -18,18 +36,12 @@ def assert_compiled_equals_eager(model: Transformer, batch: dict[str, Tensor], b
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while tracing
-@pytest.mark.parametrize("kernel", ["sdpa", "blocked"])
-@pytest.mark.parametrize(("saving", "autocast"), [(False, False), (True, True)])
-def test_whole_step_is_one_graph(
-    tiny: Callable[..., Transformer], batch: dict[str, Tensor], kernel: str, saving: bool, autocast: bool
-) -> None:
-    model = tiny(
-        num_kv_heads=2,
-        attention=kernel,
-        activation_checkpointing=saving,
-        loss_chunk_rows=50 if saving else None,
-    )
-    assert_compiled_equals_eager(model, batch, "aot_eager", autocast)
+@pytest.mark.parametrize(
+    ("name", "saving"), [*((name, True) for name in CONFIGS), ("transformer-sdpa", False), ("retnet-chunkwise", False)]
+)
+def test_whole_step_is_one_graph(batch: dict[str, Tensor], name: str, saving: bool) -> None:
+    model = CONFIGS[name](**SAVING if saving else {}).build({"vocab_size": 48, "seq_len": 24})
+    assert_compiled_equals_eager(model, batch, "aot_eager", autocast=saving)
 
 
 @pytest.mark.slow

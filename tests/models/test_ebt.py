@@ -7,8 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.models.ebt_cases import VARIANTS, guesses, tiny_ebt, tokens
+from tests.models.every_model import counted_flops_per_token
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from perjoule.core.errors import ConfigError
 from perjoule.models import SHELF
@@ -72,6 +72,14 @@ def test_given_step_size_is_taken_and_a_learned_one_has_a_floor() -> None:
         model.step_size_factor.fill_(-3.0)
     assert model.step_size.item() == pytest.approx(1e-4)
     assert model(tokens()).metrics["step_size"].item() == pytest.approx(1e-4)
+
+
+def test_system_two_steps_ten_times_as_far_unless_told_how_far() -> None:
+    one, two = (EBTConfig(thinking=preset).initial_step_size(500) for preset in ("s1", "s2"))
+    assert two == pytest.approx(10 * one)
+    scaled = EBTConfig(thinking={"preset": "s2", "step_size_scale": 1.0}).initial_step_size(500)
+    given = EBTConfig(thinking={"preset": "s2", "step_size": 7.0}).initial_step_size(500)
+    assert (scaled, given) == (one, 7.0)
 
 
 def test_start_of_zeros_scales_the_step_size_by_its_own_spread() -> None:
@@ -176,10 +184,12 @@ def test_chunked_loss_changes_neither_loss_nor_gradients(thinking: dict[str, Any
     torch.testing.assert_close(gradients(chunked, batch, start), gradients(whole, batch, start))
 
 
-@pytest.mark.parametrize("loss_chunk_rows", [None, 7])
-def test_bfloat16_autocast_stays_close_to_float32(loss_chunk_rows: int | None) -> None:
+@pytest.mark.parametrize(("loss_chunk_rows", "positions"), [(None, "rope"), (7, "rope"), (7, "xpos"), (None, "none")])
+def test_bfloat16_autocast_stays_close_to_float32(loss_chunk_rows: int | None, positions: str) -> None:
     batch, start = tokens(), guesses()
-    exact, rough = (tiny_ebt({"step_size": 0.3}, scale=0.1, loss_chunk_rows=loss_chunk_rows) for _ in range(2))
+    exact, rough = (
+        tiny_ebt({"step_size": 0.3}, scale=0.1, loss_chunk_rows=loss_chunk_rows, positions=positions) for _ in range(2)
+    )
     expected = gradients(exact, batch, start)
     with torch.autocast("cpu", torch.bfloat16):
         found = gradients(rough, batch, start)
@@ -241,15 +251,10 @@ def test_model_from_the_meta_device_equals_one_built_in_memory() -> None:
     assert torch.equal(*losses)
 
 
-def counted_flops_per_token(config: EBTConfig) -> float:
-    """Return what torch counts in a training step over two samples."""
+def counted(config: EBTConfig) -> float:
+    """Return what torch counts in a training step at 40 tokens, per token."""
     with torch.device("meta"):
-        model = config.build({"vocab_size": 300, "seq_len": 40})
-        tokens = torch.zeros(2, 40, dtype=torch.int64)
-    counter = FlopCounterMode(display=False)
-    with counter:
-        model({"input_ids": tokens, "labels": tokens}).loss.backward()
-    return counter.get_total_flops() / (2 * 40)
+        return counted_flops_per_token(config.build({"vocab_size": 300, "seq_len": 40}), 40)
 
 
 @pytest.mark.parametrize(
@@ -259,13 +264,13 @@ def counted_flops_per_token(config: EBTConfig) -> float:
 def test_flops_equal_what_torch_counts(thinking: dict[str, Any], chunk: int | None) -> None:
     config = EBTConfig(dim=32, num_layers=3, num_heads=2, thinking=thinking, loss_chunk_rows=chunk)
     again = config.thinking.steps * config.num_layers * 4 * config.dim * 40  # products that attention's slope repeats
-    assert counted_flops_per_token(config) - again == pytest.approx(flops_per_token(config, 300, 40).full, rel=1e-3)
+    assert counted(config) - again == pytest.approx(flops_per_token(config, 300, 40).full, rel=1e-3)
 
 
 def test_flops_of_several_landscapes_count_the_context_for_each() -> None:
     settings: dict[str, Any] = {"dim": 32, "num_layers": 3, "num_heads": 2}
     config = EBTConfig(**settings, variant="time_embed")
-    assert counted_flops_per_token(config) == pytest.approx(flops_per_token(config, 300, 40).full, rel=0.05)
+    assert counted(config) == pytest.approx(flops_per_token(config, 300, 40).full, rel=0.05)
     single, double = (
         flops_per_token(EBTConfig(**settings, variant=v), 300, 40).full for v in ("default", "time_embed")
     )
@@ -284,8 +289,8 @@ def test_two_steps_cost_about_five_transformers_of_the_same_body() -> None:
     ("settings", "message"),
     [
         ({"preset": "xss"}, "unknown preset 'xss': did you mean 'x"),
-        ({"dim": 30, "num_heads": 4}, r"4 heads do not divide dim 30 into an even size, as RoPE needs \(nearest: "),
-        ({"dim": 31}, "none does; make dim even"),
+        ({"dim": 30, "num_heads": 4}, r"4 does not divide dim 30 \(nearest: 1, 3, 5, 15\)"),
+        ({"dim": 31, "positions": "xpos"}, "of even size, as positions xpos needs; make dim even"),
         ({"variant": "adalm"}, "Input should be 'default', 'time_embed', 'adaln' or 'adaln_zero'"),
     ],
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perjoule.models.ebt import EBT
 from perjoule.models.ebt_replay import Replay
-from perjoule.train.checkpoint import load_weights, unique_tensors
+from perjoule.models.weights import load_weights, unique_tensors
 
 
 def replaying(max_age: int = 4, capacity: int = 8, fraction: float = 0.5) -> EBT:

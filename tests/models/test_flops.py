@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from tests.models.every_model import counted_flops_per_token
 
 from perjoule.models.contract import FlopsPerToken
 from perjoule.models.transformer import Transformer, TransformerConfig
@@ -13,15 +13,6 @@ SMALL: dict[str, Any] = {"dim": 64, "num_layers": 3, "num_heads": 4}
 def on_meta(vocab_size: int, seq_len: int, **settings: Any) -> Transformer:
     with torch.device("meta"):
         return TransformerConfig(**settings).build({"vocab_size": vocab_size, "seq_len": seq_len})
-
-
-def counted_flops_per_token(model: Transformer, seq_len: int) -> float:
-    """Return what torch counts in one forward and backward pass over two samples."""
-    tokens = torch.zeros(2, seq_len, dtype=torch.int64, device="meta")
-    counter = FlopCounterMode(display=False)
-    with counter:
-        model({"input_ids": tokens, "labels": tokens}).loss.backward()
-    return counter.get_total_flops() / (2 * seq_len)
 
 
 def flops_of_norm_weights(model: Transformer) -> int:

@@ -83,8 +83,11 @@ def test_dumped_config_loads_to_an_equal_one() -> None:
     ("overrides", "message"),
     [
         (["num_heads=5"], r"num_heads: 5 does not divide dim 256 \(nearest: 1, 2, 4, 8\).*\(command line\)"),
-        (["dim=12"], r"num_heads: 4 leaves heads of size 3, and the rotation needs an even size \(nearest: 1, 2, 3, 6"),
-        (["dim=129"], r"num_heads: no heads of even size, as the rotation needs, divide dim 129; make it even"),
+        (
+            ["dim=12"],
+            r"num_heads: 4 leaves heads of size 3, and positions rotation needs an even size \(nearest: 1, 2, 3, 6",
+        ),
+        (["dim=129"], r"num_heads: no number of heads .* of even size, as positions rotation needs; make dim even"),
         (["dim=129", "positions=none"], r"num_heads: 4 does not divide dim 129 \(nearest: 1, 3, 43, 129\)"),
         (["value_dim=430"], r"value_dim: 430 is not divisible by num_heads 4 \(nearest: 428, 432\)"),
         (["value_dim=3"], r"value_dim: 3 is not divisible by num_heads 4 \(nearest: 4\)"),

@@ -90,7 +90,10 @@ def test_dumped_config_loads_to_an_equal_one() -> None:
     [
         (["num_heads=5"], r"num_heads: 5 does not divide dim 256 \(nearest: 1, 2, 4, 8\).*\(command line\)"),
         (["dim=130"], r"num_heads: 4 does not divide dim 130 \(nearest: 1, 5, 13, 65\)"),
-        (["dim=12"], r"num_heads: 4 leaves heads of size 3, and RoPE needs an even size \(nearest: 1, 2, 3, 6\)"),
+        (
+            ["dim=12"],
+            r"num_heads: 4 leaves heads of size 3, and positions rope needs an even size \(nearest: 1, 2, 3, 6\)",
+        ),
         (["dim=129"], r"num_heads: no number of heads divides dim 129 into heads of even size.*; make dim even"),
         (["num_kv_heads=3"], r"num_kv_heads: 3 does not divide num_heads 4 \(nearest: 1, 2, 4\)"),
         (["dim=-256"], r"dim: must be greater than 0, not -256"),

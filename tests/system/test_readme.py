@@ -16,6 +16,9 @@ SHELL = [line for language, body in BLOCKS if language == "sh" for line in body.
 ENERGY = re.findall(
     r"^```(\w+)\n(.*?)^```", (ROOT / "docs" / "energy.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
 )
+HUGGINGFACE = re.findall(
+    r"^```(\w+)\n(.*?)^```", (ROOT / "docs" / "huggingface.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
 SHORT = ["stop.steps=3", "evaluate.every_steps=2", "evaluate.batches=1", "model.dim=32", "backend=plain"]
 
 
@@ -99,3 +102,18 @@ def test_python_of_the_readme_works(checkout: Path, cache: Path) -> None:
     path, loss = output.splitlines()[-1].split()
     assert (checkout / path / "manifest.json").is_file()
     assert 0 < float(loss) < 10
+
+
+def test_commands_and_python_of_the_hugging_face_page_work(checkout: Path, cache: Path) -> None:
+    printed = []
+    for language, body in HUGGINGFACE:
+        if language == "python":
+            printed.append(run([sys.executable, "-c", body], checkout, cache))
+            continue
+        for line in body.splitlines():
+            words = shlex.split(line)
+            printed.append(run([*words, *(SHORT if "train" in words else [])], checkout, cache))
+    assert "finished: reached 3 steps" in printed[0]
+    assert "exported/model.safetensors" in printed[1].splitlines()
+    assert printed[2].startswith("['The energy of")
+    assert printed[3].split()[0] == "64"

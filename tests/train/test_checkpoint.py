@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from perjoule.core.errors import CheckpointError, RunFolderError
+from perjoule.models.weights import unique_tensors
 from perjoule.runs import checkpoints
 from perjoule.runs.files import read_json, write_json
 from perjoule.train import checkpoint
@@ -27,7 +28,6 @@ from perjoule.train.checkpoint import (
     random_state,
     restore,
     restore_random_state,
-    unique_tensors,
 )
 from perjoule.train.optimizer import OptimizerConfig
 from perjoule.train.stopping import Progress

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from perjoule.core.errors import CheckpointError
-from perjoule.train.checkpoint import load_weights, unique_tensors
+from perjoule.models.weights import load_weights, unique_tensors
 
 
 def _model(seed: int) -> nn.Module:

@@ -55,9 +55,9 @@ class Decoder(Protocol):
     """A language model that writes one token after another, reading what it has written from a cache.
 
     A cache is the model's own: keys and values, a recurrent state, both. ``decode`` may change it in place; the cache
-    to go on with is the one that is returned. Rows of a batch may begin at different places: shorter prompts are padded
-    on the left, and ``mask`` is False there. What is padded changes nothing for the others, and positions count from
-    the first real token of each row.
+    to go on with is the one that is returned, and ``cache.select(rows)`` that of other rows. Rows of a batch may begin
+    at different places: shorter prompts are padded on the left, and ``mask`` is False there. What is padded changes
+    nothing for the others, and positions count from the first real token of each row.
     """
 
     def prefill(self, input_ids: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, Any]:
@@ -68,7 +68,7 @@ class Decoder(Protocol):
             mask: (batch, seq) True for real tokens; None if all are.
 
         Returns:
-            (batch, vocab_size) logits of the next token of each row, float32; and the cache.
+            (batch, vocab_size) logits of the next token of each row, in at least float32; and the cache.
 
         Raises:
             ConfigError: if the prompt is longer than the model's positions allow.
@@ -82,7 +82,7 @@ class Decoder(Protocol):
             cache: as returned before.
 
         Returns:
-            (batch, vocab_size) logits of the token behind it, float32; and the cache.
+            (batch, vocab_size) logits of the token behind it, in at least float32; and the cache.
         """
 
 

@@ -29,7 +29,7 @@ Gladstone et al., Energy-Based Transformers are Scalable Learners and Thinkers, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -45,8 +45,8 @@ from perjoule.models.ebt_decode import Cache, Decoding, Verdict, best_row, bette
 from perjoule.models.ebt_loss import Judge
 from perjoule.models.ebt_replay import Recalled, Replay
 from perjoule.models.ebt_sizes import EBTSizes
-from perjoule.models.layers.language import vocabulary_for
-from perjoule.models.layers.norm import RMSNorm
+from perjoule.models.layers.cache import align
+from perjoule.models.layers.language import decaying_groups, initialise
 from perjoule.models.layers.readout import read_out
 from perjoule.models.thinking import Energy, Path, Schedule, think
 
@@ -58,16 +58,8 @@ class EBTConfig(EBTSizes):
     """Sizes of an Energy-Based Transformer, and how it thinks while training."""
 
     def build(self, shape: Mapping[str, int]) -> EBT:
-        """Build the model for a data set.
-
-        Args:
-            shape: the data's ``vocab_size`` and ``seq_len``.
-
-        Raises:
-            ConfigError: if the data is not text, or has tokens that the model's vocabulary has not.
-        """
-        vocab_size = vocabulary_for(self.kind, self.vocab_size, shape)
-        return EBT(self, vocab_size, shape["seq_len"])
+        """Build the model for a data set; see :meth:`LanguageSizes.build`."""
+        return EBT(self, self.vocabulary(shape), shape["seq_len"])
 
 
 @dataclass(frozen=True)
@@ -99,7 +91,7 @@ class EBT(nn.Module):
     Args:
         config: sizes and how to think.
         vocab_size: rows of the embeddings.
-        seq_len: the longest sequence, in tokens.
+        seq_len: the longest sequence, in tokens, unless there are no positions.
     """
 
     compilable: ClassVar[bool] = False
@@ -124,21 +116,12 @@ class EBT(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise every weight from torch's default generator, and forget what is remembered.
 
-        Matrices are normal with standard deviation ``init_std``, those that write into the residual stream
-        ``init_std / sqrt(2·num_layers)``; norm weights are 1. The energy head is 0: all energies are equal, the first
-        state is p, and the loss is ln(vocab_size). Modulations of ``adaln`` start with gates near 1 and the rest near
-        0; those of ``adaln_zero`` with 0 in all, so that blocks change nothing.
+        It is that of :func:`initialise`. The energy head is 0: all energies are equal, the first state is p, and the
+        loss is ln(vocab_size). Modulations of ``adaln`` start with gates near 1 and the rest near 0; those of
+        ``adaln_zero`` with 0 in all, so that blocks change nothing.
         """
-        std = self.config.init_std
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=std)
-            elif isinstance(module, RMSNorm):
-                nn.init.ones_(module.weight)
-        for name, parameter in self.body.blocks.named_parameters():
-            if name.endswith(("attention.output.weight", "ffn.down.weight")):
-                nn.init.normal_(parameter, std=std / (2 * self.config.num_layers) ** 0.5)
-        self.body.reset_modulations(std)
+        initialise(self, self.body.blocks, self.config.init_std)
+        self.body.reset_modulations(self.config.init_std)
         nn.init.zeros_(self.body.head.weight)
         nn.init.ones_(self.step_size_factor)
         if self.replay is not None:
@@ -263,7 +246,7 @@ class EBT(nn.Module):
         return energy
 
     def _check_length(self, num_tokens: int) -> None:
-        if num_tokens > self.seq_len:
+        if self.config.positions != "none" and num_tokens > self.seq_len:
             raise ConfigError(
                 f"a sequence of {num_tokens} tokens does not fit the model, which was built for seq_len "
                 f"{self.seq_len}; accepted: 1 to {self.seq_len} tokens"
@@ -314,14 +297,16 @@ class EBT(nn.Module):
             decoding: how to think about this and the next tokens; None is :attr:`decoding`.
 
         Returns:
-            The next token's logits in float32, and the cache: keys and values under every landscape in use.
+            The next token's logits in at least float32, and the cache: keys and values under every landscape in use.
 
         Raises:
-            ConfigError: if the prompt is longer than the model's positions allow.
+            ConfigError: if a prompt is longer than the model's positions allow, empty, or padded elsewhere.
             TrainingDiverged: if a slope is not finite.
         """
-        self._check_length(input_ids.shape[1])
-        decoding = decoding or self.decoding
+        prompts, decoding = align(input_ids, mask), decoding or self.decoding
+        self._check_length(prompts.longest)
+        # Padding in front of all rows is cut off; the others' stays where it is, so that all end together.
+        input_ids, mask = input_ids[:, -prompts.longest :], None if mask is None else mask[:, -prompts.longest :]
         steps = decoding.steps or self.config.thinking.most_steps
         tokens = self.embedding(input_ids)
         real = None if mask is None or bool(mask.all()) else mask
@@ -339,7 +324,7 @@ class EBT(nn.Module):
             cache: as returned before.
 
         Returns:
-            The logits of the token behind it in float32, and the cache.
+            The logits of the token behind it in at least float32, and the cache.
 
         Raises:
             ConfigError: if there is no position left.
@@ -359,7 +344,8 @@ class EBT(nn.Module):
 
         several = cache.decoding.candidates > 1
         verdict = self._deliberate(energy, cache.starts.expand(batch, -1, -1), cache.decoding, scored=several)
-        return (best_row(verdict) if several else verdict.logits[:, 0]).float()
+        logits = best_row(verdict) if several else verdict.logits[:, 0]
+        return logits.to(self._state_dtype)
 
     def flops_per_token(self, seq_len: int) -> FlopsPerToken:
         """Return the training FLOPs per token; see :mod:`perjoule.models.ebt_flops`. Replayed samples come on top."""
@@ -371,14 +357,9 @@ class EBT(nn.Module):
         Matrices decay, the embeddings too; norm weights, modulations' biases and the step size do not. The step size
         learns ``step_size_lr`` times as fast, and as the schedule multiplies every group's rate, it decays as far.
         """
-        weights = [parameter for parameter in self.parameters() if parameter is not self.step_size_factor]
-        groups: Iterable[dict[str, Any]] = (
-            {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": True, "lr_scale": 1.0},
-            {"params": [weight for weight in weights if weight.ndim == 1], "weight_decay": False, "lr_scale": 1.0},
-            {
-                "params": [self.step_size_factor] if self.step_size_factor.requires_grad else [],
-                "weight_decay": False,
-                "lr_scale": self.config.thinking.step_size_lr,
-            },
-        )
-        return [group for group in groups if group["params"]]
+        weights = (parameter for parameter in self.parameters() if parameter is not self.step_size_factor)
+        groups = [{**group, "lr_scale": 1.0} for group in decaying_groups(weights)]
+        if self.step_size_factor.requires_grad:
+            lr_scale = self.config.thinking.step_size_lr
+            groups.append({"params": [self.step_size_factor], "weight_decay": False, "lr_scale": lr_scale})
+        return groups

@@ -1,6 +1,6 @@
 """The energy of a candidate: a decoder that reads a context once and any number of candidates against it.
 
-    context    h = h + Attention(RMSNorm(h));  h = h + SwiGLU(RMSNorm(h))      keys and values of every layer are kept
+    context    h = h + Attention(RMSNorm(h));  h = h + GLU(RMSNorm(h))      keys and values of every layer are kept
     candidate  h = c + …the same blocks, reading those keys and values…        E_i = w·RMSNorm(h_i)
 
 The last block's context needs its keys and values only. A *landscape* is the energy function of one thinking step:
@@ -19,14 +19,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perjoule.models.ebt_sizes import EBTSizes
+from perjoule.models.layers.glu import GLU
 from perjoule.models.layers.norm import RMSNorm
-from perjoule.models.layers.rope import RotaryTable
-from perjoule.models.layers.swiglu import SwiGLU
+from perjoule.models.layers.positions import position_table
+from perjoule.models.layers.rope import Table
 from perjoule.models.layers.twice import gated, normalised
 from perjoule.models.layers.two_stream import TwoStreamAttention
 
@@ -49,6 +50,11 @@ class Context:
     def num_columns(self) -> int:
         """Return the number of columns: tokens, padding, and the landscape's vector if it stands in front."""
         return self.kept[0].shape[3]
+
+    def select(self, rows: Int64[Tensor, " batch"]) -> Context:
+        """Return the context of these rows, in this order."""
+        real = None if self.real is None else self.real[rows]
+        return Context(self.landscape, [kept[:, rows] for kept in self.kept], real)
 
 
 class Modulation(nn.Module):
@@ -87,7 +93,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(sizes.dim, sizes.norm_eps)
         self.attention = TwoStreamAttention(sizes.dim, sizes.num_heads)
         self.ffn_norm = RMSNorm(sizes.dim, sizes.norm_eps)
-        self.ffn = SwiGLU(sizes.dim, sizes.ffn_width)
+        self.ffn = GLU(sizes.dim, sizes.ffn_width)
         self.modulation = Modulation(sizes.dim, 6) if sizes.variant.startswith("adaln") else None
 
     def modulators(self, vector: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -95,7 +101,7 @@ class Block(nn.Module):
         return (None,) * 6 if self.modulation is None else self.modulation(vector)
 
     def keys_and_values(
-        self, x: Float[Tensor, "batch seq dim"], table: Float[Tensor, "2 seq half"], vector: Tensor | None
+        self, x: Float[Tensor, "batch seq dim"], table: Table | None, vector: Tensor | None
     ) -> Float[Tensor, "2 batch heads seq head_dim"]:
         """Return what candidates see of the context in this block."""
         shift, scale, *_ = self.modulators(vector)
@@ -104,7 +110,7 @@ class Block(nn.Module):
     def context(
         self,
         x: Float[Tensor, "batch seq dim"],
-        table: Float[Tensor, "2 seq half"],
+        table: Table | None,
         past: Tensor | None,
         visible: Tensor | None,
         vector: Tensor | None,
@@ -118,7 +124,7 @@ class Block(nn.Module):
     def candidates(
         self,
         x: Float[Tensor, "batch rows dim"],
-        table: Float[Tensor, "2 rows half"],
+        table: Table | None,
         kept: Float[Tensor, "2 batch heads columns head_dim"],
         visible: Tensor | None,
         vector: Tensor | None,
@@ -149,7 +155,7 @@ class EnergyBody(nn.Module):
         super().__init__()
         self.variant, self.num_landscapes = sizes.variant, sizes.num_landscapes
         # A candidate stands one behind the last token, and a landscape's vector one before the first.
-        self.rope = RotaryTable(seq_len + 2, sizes.dim // sizes.num_heads, sizes.rope_theta)
+        self.rope = position_table(sizes.positions, seq_len + 2, sizes.head_dim, sizes.rope_theta)
         self.landscapes = None if sizes.variant == "default" else nn.Embedding(sizes.num_landscapes, sizes.dim)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.num_layers))
         self.norm = RMSNorm(sizes.dim, sizes.norm_eps)
@@ -177,6 +183,11 @@ class EnergyBody(nn.Module):
 
     def _vector(self, landscape: int) -> Tensor | None:
         return None if self.landscapes is None else self.landscapes.weight[landscape]
+
+    def _table(self, begin: int, end: int) -> Tensor | None:
+        """Return the positions from ``begin`` to before ``end``, if there are any."""
+        table: Tensor | None = self.rope(end)
+        return None if table is None else table[:, begin:]
 
     def read(
         self,
@@ -221,7 +232,7 @@ class EnergyBody(nn.Module):
         """Take new tokens through the blocks and return the context with them."""
         begin = context.num_columns if context.kept else 0
         vector = None if self.variant == "time_embed" else self._vector(context.landscape)
-        table = self.rope(begin + x.shape[1])[:, begin:]
+        table = self._table(begin, begin + x.shape[1])
         kept = []
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -247,10 +258,9 @@ class EnergyBody(nn.Module):
         """
         columns, rows = context.num_columns, candidates.shape[1]
         begin = columns if at_end else columns - rows + 1
-        table = self.rope(columns + 1)[:, begin:]
-        visible = None
+        table, visible = self._table(begin, columns + 1), None
         if at_end:
-            table = table.expand(-1, rows, -1)
+            table = None if table is None else table.expand(-1, rows, -1)
             everything = candidates.new_ones(1, 1, 1, columns, dtype=torch.bool)
             visible = everything if context.real is None else context.real[:, None, None]
         vector = None if self.variant == "time_embed" else self._vector(context.landscape)

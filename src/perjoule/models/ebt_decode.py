@@ -8,7 +8,7 @@ the best of several costs their forward passes and shares the context.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -90,6 +90,11 @@ class Cache:
     num_tokens: int
     starts: Tensor
     decoding: Decoding
+
+    def select(self, rows: Int64[Tensor, " batch"]) -> Cache:
+        """Return the cache of these rows, in this order."""
+        contexts = {landscape: context.select(rows) for landscape, context in self.contexts.items()}
+        return replace(self, contexts=contexts)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from perjoule.config import Config
 from perjoule.core.errors import ConfigError
 from perjoule.models.contract import FlopsPerToken, Output
 from perjoule.models.ebt_body import Modulation, modulated
-from perjoule.models.thinking import Path, Schedule, think
+from perjoule.models.thinking import Detach, Path, Schedule, think
 
 LAYER_NORM_EPS = 1e-6
 
@@ -55,7 +55,7 @@ class EBTDenoiserConfig(Config):
     """Steps of descent."""
     step_size: PositiveFloat = 100.0
     """α, fixed. The energy is a mean over patches: its slope shrinks with their number."""
-    detach: str = "all"
+    detach: Detach = "all"
     """How far gradients reach back: ``all`` (each step by itself), ``none`` (through all) or ``last-n``."""
 
     @field_validator("num_heads")
@@ -65,15 +65,6 @@ class EBTDenoiserConfig(Config):
         if dim is not None and (dim % num_heads or dim % 4):
             raise ValueError(f"dim {dim} must be a multiple of num_heads {num_heads} and of 4")
         return num_heads
-
-    @field_validator("detach")
-    @classmethod
-    def _check_detach(cls, detach: str) -> str:
-        try:
-            Schedule.of(1, detach)
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        return detach
 
     @property
     def ffn_width(self) -> int:

@@ -25,28 +25,36 @@ Ding et al., LongNet: Scaling Transformers to 1,000,000,000 Tokens, 2023; Wang e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from perjoule.models.contract import FlopsPerToken
-from perjoule.models.layers.cache import LayerCache
+from perjoule.models.layers.attention import SelfAttention
+from perjoule.models.layers.cache import Past
 from perjoule.models.layers.dilated import Pattern, dilated_attention, dilated_recall
-from perjoule.models.layers.language import LanguageConfig, LanguageModel
+from perjoule.models.layers.glu import ACTIVATIONS, GLU
+from perjoule.models.layers.language import AttentionModel, Block
 from perjoule.models.layers.norm import RMSNorm
-from perjoule.models.layers.positions import place
-from perjoule.models.layers.rope import Table
-from perjoule.models.layers.swiglu import SwiGLU
+from perjoule.models.layers.sizes import MATCHED, AttentionConfig
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
-"""Of feed-forward layers with two matrices."""
+MATCHED_PATTERNS: Mapping[str, dict[str, Any]] = {
+    # Every dilation divides the number of heads, so that each place of a stride has heads of its own.
+    "match-1m": {"segment_lengths": (32, 64, 128, 256), "dilations": (1, 2, 3, 6)},
+    "match-10m": {"segment_lengths": (64, 128, 256, 512), "dilations": (1, 2, 3, 6)},
+    "match-100m": {"segment_lengths": (64, 128, 256, 512, 1024), "dilations": (1, 2, 4, 6, 12)},
+}
 
 
-class LongNetConfig(LanguageConfig):
+def _matched(size: str, **wider: int) -> dict[str, Any]:
+    """Return a Transformer's size with patterns as long as the data it is stated for."""
+    return {**MATCHED[size], **MATCHED_PATTERNS[size], **wider}
+
+
+class LongNetConfig(AttentionConfig):
     """Sizes and patterns of a LongNet."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -63,6 +71,11 @@ class LongNetConfig(LanguageConfig):
             "sub_norm": True,
             "ffn": "gelu",
         },
+        **{size: _matched(size) for size in MATCHED},
+        # Wider feed-forward layers for what dilated attention saves.
+        "match-1m-flops": _matched("match-1m", ffn_dim=464),
+        "match-10m-flops": _matched("match-10m", ffn_dim=1184),
+        "match-100m-flops": _matched("match-100m", ffn_dim=2432),
     }
 
     kind: Literal["longnet"] = "longnet"
@@ -126,55 +139,30 @@ class LongNetConfig(LanguageConfig):
         return RMSNorm(dim, self.norm_eps) if self.norm == "rms" else nn.LayerNorm(dim, self.norm_eps)
 
     def build(self, shape: Mapping[str, int]) -> LongNet:
-        """Build the model for a data set.
-
-        Args:
-            shape: the data's ``vocab_size`` and ``seq_len``.
-
-        Raises:
-            ConfigError: if the data is not text, or has tokens that the model's vocabulary has not; if xpos cannot
-                reach so far.
-        """
+        """Build the model for a data set; see :meth:`LanguageSizes.build`."""
         return LongNet(self, self.vocabulary(shape), shape["seq_len"])
 
 
-class DilatedAttention(nn.Module):
-    """Dilated self-attention over one sequence per sample.
-
-    Wq, Wk and Wv are the rows of :attr:`qkv` in this order.
+class DilatedAttention(SelfAttention):
+    """Dilated self-attention; see layers/dilated.py.
 
     Args:
         config: the model's.
     """
 
     def __init__(self, config: LongNetConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
+        super().__init__(config.dim, config.num_heads, config.num_heads, config.bias)
         self.patterns = config.patterns
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.bias)
-        self.sub_norm = config.new_norm(config.dim) if config.sub_norm else nn.Identity()
-        self.output = nn.Linear(config.dim, config.dim, bias=config.bias)
+        if config.sub_norm:
+            self.sub_norm = config.new_norm(config.dim)
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        table: Table | None,
-        cache: LayerCache | None = None,
-    ) -> Float[Tensor, "batch seq dim"]:
-        """Mix every position with the earlier ones that its patterns show.
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Mix every position of whole sequences with the earlier ones that its patterns show."""
+        return dilated_attention(q, k, v, self.patterns)
 
-        Args:
-            x: the normalised residual stream.
-            table: of the positions, from :func:`~perjoule.models.layers.positions.position_table`.
-            cache: takes the keys and values; if it holds some already, x is one more token of each row.
-        """
-        heads = self.qkv(x).unflatten(-1, (3 * self.num_heads, -1)).transpose(1, 2)
-        q, k, v = heads.chunk(3, dim=1)
-        q, k = place(q, k, table)
-        past = None if cache is None else cache.extend(k, v)
-        mixed = dilated_attention(q, k, v, self.patterns) if past is None else dilated_recall(q, past, self.patterns)
-        output: Tensor = self.output(self.sub_norm(mixed.transpose(1, 2).flatten(2)))
-        return output
+    def look_back(self, q: Tensor, past: Past) -> Tensor:
+        """Mix one more token of each row with what its patterns show."""
+        return dilated_recall(q, past, self.patterns)
 
 
 class FeedForward(nn.Module):
@@ -197,33 +185,7 @@ class FeedForward(nn.Module):
         return output
 
 
-class Block(nn.Module):
-    """One attention and one feed-forward layer, each normalised before and added to the residual stream.
-
-    Args:
-        config: the model's.
-    """
-
-    def __init__(self, config: LongNetConfig) -> None:
-        super().__init__()
-        self.attention_norm = config.new_norm(config.dim)
-        self.attention = DilatedAttention(config)
-        self.ffn_norm = config.new_norm(config.dim)
-        self.ffn = SwiGLU(config.dim, config.ffn_width) if config.ffn == "swiglu" else FeedForward(config)
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        table: Table | None,
-        cache: LayerCache | None = None,
-    ) -> Float[Tensor, "batch seq dim"]:
-        """Add both layers' outputs to the residual stream; see :class:`DilatedAttention`."""
-        x = x + self.attention(self.attention_norm(x), table, cache)
-        mixed: Tensor = x + self.ffn(self.ffn_norm(x))
-        return mixed
-
-
-class LongNet(LanguageModel):
+class LongNet(AttentionModel):
     """Decoder-only Transformer with dilated attention; see the module for the formula.
 
     Args:
@@ -235,7 +197,14 @@ class LongNet(LanguageModel):
     config: LongNetConfig
 
     def __init__(self, config: LongNetConfig, vocab_size: int, seq_len: int) -> None:
-        super().__init__(config, vocab_size, seq_len, lambda: Block(config), lambda: config.new_norm(config.dim))
+        def norm() -> nn.Module:
+            return config.new_norm(config.dim)
+
+        def block() -> Block:
+            ffn = GLU(config.dim, config.ffn_width) if config.ffn == "swiglu" else FeedForward(config)
+            return Block(DilatedAttention(config), ffn, norm)
+
+        super().__init__(config, vocab_size, seq_len, block, norm)
 
     def flops_per_token(self, seq_len: int) -> FlopsPerToken:
         """Return the training FLOPs per token, from the sizes: compiled, wrapped or sharded models give the same.
@@ -243,7 +212,6 @@ class LongNet(LanguageModel):
         As for a Transformer, with the pairs of a query and a key that the patterns form, on average over positions, in
         place of seq_len. Positions that a head's offset skips are not formed and not counted.
         """
-        matrices = 6 * (self.config.num_body_parameters + self.vocab_size * self.config.dim)
         pairs = sum(pattern.num_pairs(seq_len) for pattern in self.config.patterns)
         attention = 12 * self.config.num_layers * self.config.dim * pairs // seq_len
-        return FlopsPerToken(full=matrices + attention, causal=matrices + attention // 2)
+        return FlopsPerToken(self.matrix_flops + attention, self.matrix_flops + attention // 2)

@@ -32,52 +32,48 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from perjoule.config import Config
-from perjoule.models.contract import FlopsPerToken, Output
+from perjoule.models.contract import FlopsPerToken
 from perjoule.models.layers.cache import align
 from perjoule.models.layers.glu import GLU
-from perjoule.models.layers.language import divisors_near, vocabulary_for
-from perjoule.models.layers.loss import chunked_next_token_loss, next_token_loss
+from perjoule.models.layers.language import LanguageModel
 from perjoule.models.layers.norm import RMSNorm
 from perjoule.models.layers.retention import Retention, Timeline, even_chunk, log_decays, timeline
+from perjoule.models.layers.sizes import LanguageConfig
 
 
-def _published(dim: int, width: int, num_layers: int, num_heads: int) -> dict[str, Any]:
-    """Return a size of torchscale, with values as wide as its feed-forward layers."""
-    return {"dim": dim, "value_dim": width, "ffn_dim": width, "num_layers": num_layers, "num_heads": num_heads}
+def _size(dim: int, width: int, num_layers: int, num_heads: int, ffn_dim: int | None = None) -> dict[str, Any]:
+    """Return a size with values as wide as its feed-forward layers, unless those are given."""
+    widths = {"dim": dim, "value_dim": width, "ffn_dim": ffn_dim or width}
+    return {**widths, "num_layers": num_layers, "num_heads": num_heads}
 
 
-class RetNetConfig(Config):
+class RetNetConfig(LanguageConfig):
     """Sizes of a retentive network."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # torchscale's: 19.1, 203.5, 1220.6, 2523, 6510, 12616 and 52078 million parameters besides the embedding and
         # the output matrix. Queries and keys have 256 numbers per head, in base 2 heads.
-        "base": _published(512, 864, 6, 2),
-        "medium": _published(1024, 1728, 16, 4),
-        "xl": _published(2048, 3456, 24, 8),
-        "3b": _published(2560, 4280, 32, 10),
-        "7b": _published(4096, 6912, 32, 16),
-        "13b": _published(5120, 8560, 40, 20),
-        "65b": _published(8192, 13824, 64, 32),
+        "base": _size(512, 864, 6, 2),
+        "medium": _size(1024, 1728, 16, 4),
+        "xl": _size(2048, 3456, 24, 8),
+        "3b": _size(2560, 4280, 32, 10),
+        "7b": _size(4096, 6912, 32, 16),
+        "13b": _size(5120, 8560, 40, 20),
+        "65b": _size(8192, 13824, 64, 32),
+        # As large as a Transformer of the same dim and depth: width is 5/3·dim, which torchscale's 27/16 rounds up.
+        "match-1m": _size(144, 240, 4, 3),
+        "match-10m": _size(384, 640, 6, 4),
+        "match-100m": _size(768, 1280, 14, 4),
+        "match-1m-flops": _size(144, 240, 4, 3, ffn_dim=224),
+        "match-10m-flops": _size(384, 640, 6, 4),
+        "match-100m-flops": _size(768, 1280, 14, 4, ffn_dim=1312),
     }
 
     kind: Literal["retnet"] = "retnet"
-    preset: str | None = None
-    """A size by name; keys that are given beside it win."""
-    vocab_size: PositiveInt | None = None
-    """Rows of the embedding and of the output matrix; null is the tokenizer's, and more than that is allowed."""
-    dim: PositiveInt = 256
-    """Width of the residual stream, of the queries and of the keys."""
-    num_layers: PositiveInt = 4
-    """Blocks, each of one retention and one feed-forward layer."""
     positions: Literal["rotation", "none"] = "rotation"
-    """Beside the decay, rotate queries and keys by their position, as published, or do not."""
-    num_heads: PositiveInt = Field(4, validate_default=True)
-    """Heads, each with a decay of its own; divides ``dim``."""
+    """Beside the decay, rotate queries and keys by their position, as published, or do not. There is no ``xpos``: a
+    rotation with a decay is what xPos is, and retention has it by nature, a rate for each head."""
     value_dim: PositiveInt | None = Field(None, validate_default=True)
     """Width of the values and of their gate; divisible by ``num_heads``; null is 27/16·dim, as in the published sizes,
     rounded up to a multiple of 16 and of ``num_heads``."""
@@ -90,39 +86,10 @@ class RetNetConfig(Config):
     paper's experiments."""
     norm_eps: PositiveFloat = 1e-6
     """Added to the mean square in RMSNorm and in the norm of each head."""
-    rope_theta: PositiveFloat = 1e4
-    """Base of the wavelengths of the rotation."""
-    tie_embeddings: bool = False
-    """Use the embedding as the output matrix."""
     retention: Literal["auto", "parallel", "chunkwise", "recurrent"] = "auto"
     """Form; ``auto`` is chunkwise, which is the parallel form for a sequence that fits into one chunk."""
     chunk_len: PositiveInt = 256
     """The longest chunk of the chunkwise form, in tokens."""
-    activation_checkpointing: bool = False
-    """Keep only the input of each block and compute the block again in the backward pass."""
-    loss_chunk_rows: PositiveInt | None = None
-    """Tokens whose logits exist at a time; null is all of the batch."""
-    init_std: PositiveFloat = 0.02
-    """Standard deviation of the initial weights."""
-
-    @field_validator("num_heads")
-    @classmethod
-    def _check_heads(cls, num_heads: int, info: ValidationInfo) -> int:
-        dim, positions = info.data.get("dim"), info.data.get("positions")  # absent if refused themselves
-        if dim is None or positions is None:
-            return num_heads
-        turned = positions == "rotation"
-        if turned and dim % 2:
-            raise ValueError(f"no heads of even size, as the rotation needs, divide dim {dim}; make it even")
-        if dim % num_heads:
-            near = divisors_near(dim // 2 if turned else dim, num_heads)
-            raise ValueError(f"{num_heads} does not divide dim {dim} (nearest: {near})")
-        if turned and dim // num_heads % 2:
-            raise ValueError(
-                f"{num_heads} leaves heads of size {dim // num_heads}, and the rotation needs an even size "
-                f"(nearest: {divisors_near(dim // 2, num_heads)})"
-            )
-        return num_heads
 
     @field_validator("value_dim")
     @classmethod
@@ -133,11 +100,6 @@ class RetNetConfig(Config):
             near = ", ".join(str(n) for n in (below, below + num_heads) if n)
             raise ValueError(f"{value_dim} is not divisible by num_heads {num_heads} (nearest: {near})")
         return value_dim
-
-    @property
-    def head_dim(self) -> int:
-        """Return the size of a head of the queries and keys."""
-        return self.dim // self.num_heads
 
     @property
     def value_width(self) -> int:
@@ -158,16 +120,8 @@ class RetNetConfig(Config):
         return self.num_layers * (retention + 3 * self.dim * self.ffn_width + norms) + self.dim
 
     def build(self, shape: Mapping[str, int]) -> RetNet:
-        """Build the model for a data set.
-
-        Args:
-            shape: the data's ``vocab_size`` and ``seq_len``.
-
-        Raises:
-            ConfigError: if the data is not text, or has tokens that the model's vocabulary has not.
-        """
-        vocab_size = vocabulary_for(self.kind, self.vocab_size, shape)
-        return RetNet(self, vocab_size)
+        """Build the model for a data set; see :meth:`LanguageSizes.build`."""
+        return RetNet(self, self.vocabulary(shape))
 
 
 @dataclass
@@ -183,6 +137,10 @@ class RetNetCache:
     states: list[Tensor]
     num_read: Tensor
     num_steps: Tensor
+
+    def select(self, rows: Int64[Tensor, " batch"]) -> RetNetCache:
+        """Return the cache of these rows, in this order."""
+        return RetNetCache([state[rows] for state in self.states], self.num_read[rows], self.num_steps)
 
 
 class Block(nn.Module):
@@ -221,78 +179,24 @@ class Block(nn.Module):
         return mixed
 
 
-class RetNet(nn.Module):
+class RetNet(LanguageModel):
     """Retentive network; see the module for the formula.
-
-    On the meta device it is built in no time; ``to_empty`` and :meth:`reset_parameters` make it real.
 
     Args:
         config: sizes.
         vocab_size: rows of the embedding.
     """
 
+    config: RetNetConfig
+
     def __init__(self, config: RetNetConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.config = config
-        self.vocab_size = vocab_size
+        super().__init__(config, vocab_size, lambda: Block(config), lambda: RMSNorm(config.dim, config.norm_eps))
         self.log_decays = log_decays(config.num_heads, config.decay)
-        self.embedding = nn.Embedding(vocab_size, config.dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.dim, config.norm_eps)
-        # Tied weights are one parameter in one module: two modules that share it come apart in `to_empty`.
-        self.output = None if config.tie_embeddings else nn.Linear(config.dim, vocab_size, bias=False)
-        self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Initialise every weight from torch's default generator.
-
-        Matrices are normal with standard deviation ``init_std``; those that write into the residual stream have
-        ``init_std / sqrt(2·num_layers)``, so that its variance does not grow with depth (Radford et al., 2019); norm
-        weights are 1. The logits start with a standard deviation of about init_std·sqrt(dim) = s, and the loss near
-        ln(vocab_size) + s²/2. The scale of queries, keys and values is without effect: each head is normalised.
-        """
-        std = self.config.init_std
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=std)
-            elif isinstance(module, RMSNorm):
-                nn.init.ones_(module.weight)
-        for name, parameter in self.blocks.named_parameters():
-            if name.endswith(("retention.output.weight", "ffn.down.weight")):
-                nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.num_layers))
-
-    @property
-    def output_weight(self) -> Float[Tensor, "vocab dim"]:
-        """Return the output matrix, which is the embedding if they are tied."""
-        return self.embedding.weight if self.output is None else self.output.weight
-
-    def forward(self, tensors: Mapping[str, Int64[Tensor, "batch seq"]], with_logits: bool = False) -> Output:
-        """Compute the loss of one batch.
-
-        Args:
-            tensors: ``input_ids`` and ``labels``; a label of -100 is ignored.
-            with_logits: return the logits as well, which costs batch·seq_len·vocab_size numbers.
-        """
-        hidden = self.hidden(tensors["input_ids"])
-        rows, labels = hidden.flatten(0, 1), tensors["labels"].flatten()
-        if self.config.loss_chunk_rows is not None and not with_logits:
-            return Output(chunked_next_token_loss(rows, self.output_weight, labels, self.config.loss_chunk_rows))
-        logits = F.linear(rows, self.output_weight)
-        loss = next_token_loss(logits, labels)
-        return Output(loss, logits.view(*hidden.shape[:2], -1) if with_logits else None)
-
-    def hidden(self, input_ids: Int64[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
-        """Return the normalised residual stream after the last block."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        times = self._times(positions, positions[None] + 1)
-        x = self.embedding(input_ids)
-        for block in self.blocks:
-            if self.config.activation_checkpointing and self.training:
-                x = checkpoint(block, x, times, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, times)
-        normalised: Tensor = self.norm(x)
-        return normalised
+    def places(self, seq_len: int) -> Timeline:
+        """Return what retention needs to know of whole sequences of any length."""
+        positions = torch.arange(seq_len, device=self.embedding.weight.device)
+        return self._times(positions, positions[None] + 1)
 
     @torch.no_grad()
     def prefill(
@@ -318,7 +222,7 @@ class RetNet(nn.Module):
             x, state = block.prefill(x, times)
             states.append(state)
         num_read = count[:, -1].expand(batch_size)
-        return self._next_logits(x), RetNetCache(states, num_read, positions[-1] + 1)
+        return self.next_logits(self.norm(x[:, -1])), RetNetCache(states, num_read, positions[-1] + 1)
 
     @torch.no_grad()
     def decode(
@@ -335,32 +239,23 @@ class RetNet(nn.Module):
         x = self.embedding(token[:, None])
         for block, state in zip(self._blocks(), cache.states, strict=True):
             x = block.decode(x, state, times)
-        return self._next_logits(x), RetNetCache(cache.states, num_read, cache.num_steps + 1)
+        return self.next_logits(self.norm(x[:, -1])), RetNetCache(cache.states, num_read, cache.num_steps + 1)
 
     def flops_per_token(self, seq_len: int) -> FlopsPerToken:
         """Return the training FLOPs per token, from the sizes: compiled, wrapped or sharded models give the same.
 
         ``full`` is 6·(parameters - embedding), and 6·(dim + value_dim) per layer and token of the chunk (of the
         sequence in the parallel form), of which ``causal`` counts half. Where there are several chunks, the state costs
-        12·dim·value_dim/num_heads more per layer; it is all there is in the recurrent form. Norm weights count by
-        convention; padding of the last chunk, decays and computing blocks again do not.
+        12·dim·value_dim/num_heads more per layer; it is all there is in the recurrent form. Padding of the last chunk
+        and decays do not count.
         """
         config = self.config
         chunks = {"parallel": seq_len, "recurrent": 0}
         chunk = chunks.get(config.retention, even_chunk(seq_len, config.chunk_len))
         within = 6 * config.num_layers * (config.dim + config.value_width) * chunk
         through = 0 if chunk == seq_len else 12 * config.num_layers * config.head_dim * config.value_width
-        matrices = 6 * (config.num_body_parameters + self.vocab_size * config.dim)
-        return FlopsPerToken(matrices + through + within, matrices + through + within // 2)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the weights in groups for the optimizer: ``{"params": […], "weight_decay": bool}``.
-
-        Matrices decay, the embedding too; norm weights do not, because shrinking them only rescales what follows.
-        """
-        matrices = [parameter for parameter in self.parameters() if parameter.ndim > 1]
-        vectors = [parameter for parameter in self.parameters() if parameter.ndim == 1]
-        return [{"params": matrices, "weight_decay": True}, {"params": vectors, "weight_decay": False}]
+        matrices = self.matrix_flops + through
+        return FlopsPerToken(matrices + within, matrices + within // 2)
 
     def _blocks(self) -> list[Block]:
         return [cast(Block, block) for block in self.blocks]
@@ -371,8 +266,3 @@ class RetNet(nn.Module):
         theta = config.rope_theta if config.positions == "rotation" else None
         log_decay = torch.tensor(self.log_decays, device=device, dtype=dtype)
         return timeline(log_decay, positions, count, config.head_dim, theta, mask)
-
-    def _next_logits(self, x: Tensor) -> Tensor:
-        """Return the logits behind the last position, in at least float32."""
-        logits = F.linear(self.norm(x[:, -1]), self.output_weight)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))

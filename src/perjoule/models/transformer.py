@@ -10,7 +10,7 @@ is always in float32, over labels that the data has already shifted; weights are
 ``reset_parameters``; positions need not be rotary. With ``ffn_dim = dim`` it is the *Transformer++* of Energy-Based
 Transformers. Packed documents attend across their boundaries.
 
-Here are the sizes and the block; layers/language.py has the rest: embedding, loss, decoding.
+Here are the sizes and the layers of a block; layers/language.py has the rest: embedding, loss, decoding.
 
 Per sample: time O(num_layers·seq_len·dim·(dim + seq_len)); memory for the backward pass
 O(num_layers·seq_len·dim) plus, with the blocked kernel, O(num_layers·num_heads·seq_len²), and seq_len·vocab_size
@@ -18,47 +18,31 @@ for the loss.
 
 Touvron et al., LLaMA: Open and Efficient Foundation Language Models, 2023.
 """
-# ruff: noqa: F722  (jaxtyping's axes are not forward references)
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, get_args
 
-from jaxtyping import Float
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from perjoule.core.errors import ConfigError, suggestion
 from perjoule.models.contract import FlopsPerToken
 from perjoule.models.layers.attention import KERNELS, Attention, Kernel
-from perjoule.models.layers.cache import LayerCache
-from perjoule.models.layers.language import LanguageConfig, LanguageModel, divisors_near
+from perjoule.models.layers.glu import GLU
+from perjoule.models.layers.language import AttentionModel, Block
 from perjoule.models.layers.norm import RMSNorm
-from perjoule.models.layers.rope import Table
-from perjoule.models.layers.swiglu import SwiGLU
+from perjoule.models.layers.sizes import EBT_PAPER, MATCHED, AttentionConfig, divisors_near
 
 
-def _ebt(num_layers: int, num_heads: int, dim: int) -> dict[str, Any]:
-    """Return a size of Energy-Based Transformers, whose feed-forward layers are as wide as the residual stream."""
-    return {"num_layers": num_layers, "num_heads": num_heads, "dim": dim, "ffn_dim": dim}
-
-
-class TransformerConfig(LanguageConfig):
+class TransformerConfig(AttentionConfig):
     """Sizes of a decoder-only Transformer."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        # Gladstone et al., Energy-Based Transformers, 2025: 0.23, 1.8, 6.2, 12.4, 49.5, 176, 396 and 705 million
-        # parameters besides the embedding and the output matrix.
-        "4xs": _ebt(2, 2, 128),
-        "3xs": _ebt(4, 4, 256),
-        "2xs": _ebt(6, 6, 384),
-        "xxs": _ebt(6, 6, 384),
-        "xs": _ebt(12, 6, 384),
-        "small": _ebt(12, 12, 768),
-        "medium": _ebt(24, 16, 1024),
-        "large": _ebt(24, 16, 1536),
-        "xl": _ebt(24, 32, 2048),
+        **EBT_PAPER,
+        **MATCHED,
+        **{f"{name}-flops": size for name, size in MATCHED.items()},
         # Llama 3 8B with the vocabulary of Mistral NeMo: 8,053,329,920 parameters. The width of the feed-forward layers
         # is Llama's 1.3 · 2/3 · 4·dim, rounded up to a multiple of 1024.
         "8b": {
@@ -99,45 +83,11 @@ class TransformerConfig(LanguageConfig):
         return self.num_layers * (attention + 3 * self.dim * self.ffn_width + norms) + self.dim
 
     def build(self, shape: Mapping[str, int]) -> Transformer:
-        """Build the model for a data set.
-
-        Args:
-            shape: the data's ``vocab_size`` and ``seq_len``.
-
-        Raises:
-            ConfigError: if the data is not text, or has tokens that the model's vocabulary has not.
-        """
+        """Build the model for a data set; see :meth:`LanguageSizes.build`."""
         return Transformer(self, self.vocabulary(shape), shape["seq_len"])
 
 
-class Block(nn.Module):
-    """One attention and one feed-forward layer, each normalised before and added to the residual stream.
-
-    Args:
-        config: the model's.
-    """
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        kernel: Kernel = "sdpa" if config.attention == "auto" else config.attention
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config.dim, config.num_heads, config.kv_heads, kernel)
-        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.ffn = SwiGLU(config.dim, config.ffn_width)
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        table: Table | None,
-        cache: LayerCache | None = None,
-    ) -> Float[Tensor, "batch seq dim"]:
-        """Add both layers' outputs to the residual stream; see :class:`Attention`."""
-        x = x + self.attention(self.attention_norm(x), table, cache)
-        mixed: Tensor = x + self.ffn(self.ffn_norm(x))
-        return mixed
-
-
-class Transformer(LanguageModel):
+class Transformer(AttentionModel):
     """Decoder-only Transformer; see the module for the formula.
 
     Args:
@@ -149,9 +99,15 @@ class Transformer(LanguageModel):
     config: TransformerConfig
 
     def __init__(self, config: TransformerConfig, vocab_size: int, seq_len: int) -> None:
-        super().__init__(
-            config, vocab_size, seq_len, lambda: Block(config), lambda: RMSNorm(config.dim, config.norm_eps)
-        )
+        def norm() -> RMSNorm:
+            return RMSNorm(config.dim, config.norm_eps)
+
+        def block() -> Block:
+            kernel: Kernel = "sdpa" if config.attention == "auto" else config.attention
+            attention = Attention(config.dim, config.num_heads, config.kv_heads, kernel)
+            return Block(attention, GLU(config.dim, config.ffn_width), norm)
+
+        super().__init__(config, vocab_size, seq_len, block, norm)
 
     def set_attention(self, kernel: str) -> None:
         """Compute attention with another kernel from now on; the function stays the same.
@@ -176,10 +132,7 @@ class Transformer(LanguageModel):
     def flops_per_token(self, seq_len: int) -> FlopsPerToken:
         """Return the training FLOPs per token, from the sizes: compiled, wrapped or sharded models give the same.
 
-        ``full`` is 6·(parameters - embedding) + 12·num_layers·dim·seq_len. A tied output matrix counts, because it is
-        multiplied with all the same. The norm weights are in it by convention (6 for each of their
-        (2·num_layers + 1)·dim, which no matrix product spends); computing blocks or logits again is not.
+        ``full`` is 6·(parameters - embedding) + 12·num_layers·dim·seq_len.
         """
-        matrices = 6 * (self.config.num_body_parameters + self.vocab_size * self.config.dim)
         attention = 12 * self.config.num_layers * self.config.dim * seq_len
-        return FlopsPerToken(full=matrices + attention, causal=matrices + attention // 2)
+        return FlopsPerToken(self.matrix_flops + attention, self.matrix_flops + attention // 2)

@@ -6,10 +6,12 @@
       manifest.json            schema, status, model, data, one entry per segment (host, versions, window, …)
       config.yaml              the resolved configuration, ready to be trained again
       resolved.json            every value of it with its source: default, preset, file or command line
+      tokenizer.json           what made the tokens, if the data is text (Hugging Face tokenizers)
       events/0000-rank0.bin    the journal of segment 0, rank 0 (runs.journal)
       samples/0000-host-0.bin  the readings of all meters of one node in segment 0 (runs.samples)
       metrics.jsonl            one line per step, evaluation and checkpoint, in the order they happened
       checkpoints/00000200/    weights, optimizer, position, random states, checksums
+      evaluations/             what `perjoule evaluate` found, and evaluations.csv (runs.evaluations)
       train.log                what was printed, with times
       report.html report.md    written by `perjoule report`
 
@@ -36,6 +38,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 RESOLVED = "resolved.json"
+TOKENIZER = "tokenizer.json"
 METRICS = "metrics.jsonl"
 LOG = "train.log"
 EVENTS = "events"

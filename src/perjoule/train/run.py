@@ -17,15 +17,18 @@ from perjoule.core.errors import ConfigError, DataError
 from perjoule.core.seeding import derive
 from perjoule.data.contract import Batch, DataSet, Samples
 from perjoule.data.prefetch import Prefetcher
+from perjoule.data.tokenizer import TextTokenizer
 from perjoule.measure.machine import MachineProfile, process_age_s
 from perjoule.measure.recorder import Recorder
+from perjoule.models.weights import load_weights
 from perjoule.runs import checkpoints, folder
+from perjoule.runs.files import write_atomically
 from perjoule.runs.folder import RunFolder
 from perjoule.train import backend as backends
 from perjoule.train import debug
 from perjoule.train.backend import Backend
 from perjoule.train.calibrate import calibrate
-from perjoule.train.checkpoint import load_weights, restore
+from perjoule.train.checkpoint import restore
 from perjoule.train.config import BackendConfig, TrainConfig
 from perjoule.train.console import Console
 from perjoule.train.distributed import Ranks
@@ -177,7 +180,11 @@ class _Assembly:
             return run
         path = config.runs / (config.name or folder.new_run_id(self.recipe))
         facts = {"recipe": self.recipe, "model": model_facts(config.model, module, data), "data": data_facts(data)}
-        return RunFolder.create(path, yaml.dump(config.model_dump(mode="json")), self.resolved.as_json(), facts)
+        run = RunFolder.create(path, yaml.dump(config.model_dump(mode="json")), self.resolved.as_json(), facts)
+        tokenizer: TextTokenizer | None = getattr(data, "tokenizer", None)
+        if tokenizer is not None:  # so that a run writes text where its data is not
+            write_atomically(path / folder.TOKENIZER, tokenizer.inner.to_str())
+        return run
 
     def _train(
         self,

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from perjoule.models.layers.attention import KERNELS, Attention, Kernel, blocked, sdpa
+from perjoule.models.layers.glu import GLU
 from perjoule.models.layers.rope import RotaryTable
-from perjoule.models.layers.swiglu import SwiGLU
 
 
 def random_heads(num_heads: int, num_kv_heads: int, seq_len: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +72,7 @@ def test_attention_projects_rows_in_the_order_query_key_value(num_kv_heads: int)
 
 
 def test_swiglu_equals_its_formula() -> None:
-    layer = SwiGLU(dim=6, ffn_dim=10)
+    layer = GLU(dim=6, ffn_dim=10)
     x = torch.randn(4, 6)
     gate, up = x @ layer.gate_up.weight[:10].T, x @ layer.gate_up.weight[10:].T
     expected = (gate * torch.sigmoid(gate) * up) @ layer.down.weight.T

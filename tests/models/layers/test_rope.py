@@ -47,6 +47,16 @@ def test_table_survives_casts_and_the_meta_device(change: object) -> None:
     torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
+def test_table_of_a_float64_model_is_exact_and_narrows_again() -> None:
+    rope = RotaryTable(seq_len=300, head_dim=8, theta=1e4)
+    before = rope.table.clone()
+    cos, sin = rope.double().table
+    angle = 299 * 1e4 ** (-2 / 8)
+    assert abs(cos[299, 1].item() - math.cos(angle)) < 1e-13
+    assert abs(sin[299, 1].item() - math.sin(angle)) < 1e-13
+    assert torch.equal(rope.float().table, before)
+
+
 def test_longer_sequence_than_positions_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"9 tokens .* built for seq_len 8; accepted: 1 to 8 tokens"):
         RotaryTable(seq_len=8, head_dim=4, theta=1e4)(9)

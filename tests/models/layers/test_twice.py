@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -6,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perjoule.models.layers.norm import RMSNorm
-from perjoule.models.layers.rope import RotaryTable, rotate
-from perjoule.models.layers.twice import gated, normalised, turned
+from perjoule.models.layers.positions import Positions, XPosTable, place, position_table
+from perjoule.models.layers.rope import rotate
+from perjoule.models.layers.twice import gated, normalised, placed, turned
 
 Function = Callable[[Tensor], Tensor]
 
@@ -27,17 +29,18 @@ def silu_times(x: Tensor) -> Tensor:
 
 def pairs(dtype: torch.dtype) -> dict[str, tuple[Function, Function, list[Tensor]]]:
     """Return ours, the definition, and the weights of each."""
-    norm, table = RMSNorm(8, 1e-2).to(dtype), RotaryTable(5, 8, 100.0)(5)
+    norm, table = RMSNorm(8, 1e-2).to(dtype), XPosTable(5, 8, 100.0)(5)
     with torch.no_grad():
         norm.weight.copy_(torch.randn(8))
     return {
         "norm": (lambda x: normalised(x, norm), norm, [norm.weight]),
         "gate": (gated, silu_times, []),
-        "turn": (lambda x: turned(x, table), lambda x: rotate(x, table), []),
+        "turn": (lambda x: turned(x, table[:2]), lambda x: rotate(x, table[:2]), []),
+        "turn back": (lambda x: turned(x, table[2:]), lambda x: rotate(x, table[2:]), []),
     }
 
 
-@pytest.mark.parametrize("kind", ["norm", "gate", "turn"])
+@pytest.mark.parametrize("kind", ["norm", "gate", "turn", "turn back"])
 def test_values_slopes_and_gradients_of_slopes_are_those_of_the_definition(kind: str) -> None:
     ours, definition, weights = pairs(torch.float64)[kind]
     x = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
@@ -53,7 +56,7 @@ def test_values_slopes_and_gradients_of_slopes_are_those_of_the_definition(kind:
     torch.testing.assert_close(results[0], results[1])
 
 
-@pytest.mark.parametrize("kind", ["norm", "gate", "turn"])
+@pytest.mark.parametrize("kind", ["norm", "gate", "turn", "turn back"])
 def test_bfloat16_is_computed_in_float32_and_returned_as_it_came(kind: str) -> None:
     ours, definition, _ = pairs(torch.bfloat16)[kind]
     x = torch.randn(2, 3, 5, 8).bfloat16().requires_grad_()
@@ -62,6 +65,13 @@ def test_bfloat16_is_computed_in_float32_and_returned_as_it_came(kind: str) -> N
     (second,) = torch.autograd.grad((slope.float() ** 2).sum() + y.sum(), x)
     assert {y.dtype, slope.dtype, second.dtype} == {torch.bfloat16}
     torch.testing.assert_close(y.float(), definition(x).float(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", get_args(Positions))
+def test_queries_and_keys_are_placed_together_as_apart(kind: Positions) -> None:
+    table = position_table(kind, 5, 8, 100.0)(5)
+    q, k = torch.randn(2, 3, 2, 5, 8)
+    torch.testing.assert_close(placed(torch.cat((q, k), dim=1), table), place(q, k, table))
 
 
 @pytest.mark.parametrize("path", ["large"], indirect=True)

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perjoule.models.layers.own_key import attend_with_own_key
-from perjoule.models.layers.rope import RotaryTable, rotate
+from perjoule.models.layers.positions import Positions, place, position_table
 from perjoule.models.layers.two_stream import TwoStreamAttention
 
 merge: Any = attend_with_own_key  # which is given its tensors as one list
@@ -56,42 +56,61 @@ def test_slope_is_one_of_the_candidate_and_not_of_the_context() -> None:
         torch.autograd.grad(merge(*leaves, None).sum(), leaves[1], create_graph=True)
 
 
-def attention(heads: int = 2) -> tuple[TwoStreamAttention, Tensor]:
-    return TwoStreamAttention(8, heads).double(), RotaryTable(30, 8 // heads, 1e4)(30)
+class Places:
+    """Positions of a kind, from one to before another.
+
+    Args:
+        kind: rope, xpos or none.
+    """
+
+    def __init__(self, kind: Positions) -> None:
+        self.table: Tensor | None = position_table(kind, 30, 4, 1e4).double()(30)
+
+    def __getitem__(self, between: slice) -> Tensor | None:
+        return None if self.table is None else self.table[:, between]
 
 
+def attention() -> TwoStreamAttention:
+    return TwoStreamAttention(8, 2).double()
+
+
+@pytest.mark.parametrize("kind", get_args(Positions))
 @pytest.mark.parametrize("front", [0, 1])
 @pytest.mark.parametrize("smallest", [1, 256])
-def test_two_streams_equal_one_mask_over_both(front: int, smallest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_streams_equal_one_mask_over_both(
+    kind: Positions, front: int, smallest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("perjoule.models.layers.two_stream.SMALLEST_BLOCK", smallest)
-    layer, table = attention()
+    layer, places = attention(), Places(kind)
     context, candidates = torch.randn(2, 9 + front, 8).double(), torch.randn(2, 9, 8).double()
     size, columns = 9, 9 + front
-    mixed, kept = layer.context(context, table[:, :columns], None, None)
-    read = layer.candidates(candidates, table[:, front + 1 : columns + 1], kept, None)
+    mixed, kept = layer.context(context, places[:columns], None, None)
+    read = layer.candidates(candidates, places[front + 1 : columns + 1], kept, None)
     # One attention over all columns and rows, where a row sees columns up to its token and, of the rows, itself.
     both = layer.qkv(torch.cat((context, candidates), dim=1)).view(2, columns + size, 3, 2, 4)
     q, k, v = both.permute(2, 0, 3, 1, 4)
-    turned = torch.cat((table[:, :columns], table[:, front + 1 : columns + 1]), dim=1)
+    before, behind = places[:columns], places[front + 1 : columns + 1]
+    q, k = place(q, k, None if before is None or behind is None else torch.cat((before, behind), dim=1))
     mask = torch.zeros(columns + size, columns + size, dtype=torch.bool)
     mask[:columns, :columns] = torch.ones(columns, columns).tril().bool()
     mask[columns:, :columns] = torch.ones(size, columns).tril(front).bool()
     mask[columns:, columns:] = torch.eye(size).bool()
-    expected = F.scaled_dot_product_attention(rotate(q, turned), rotate(k, turned), v, attn_mask=mask)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     expected = layer.output(expected.transpose(1, 2).flatten(2))
     torch.testing.assert_close(torch.cat((mixed, read), dim=1), expected)
 
 
-def test_context_is_extended_without_being_read_again() -> None:
-    layer, table = attention()
+@pytest.mark.parametrize("kind", get_args(Positions))
+def test_context_is_extended_without_being_read_again(kind: Positions) -> None:
+    layer, places = attention(), Places(kind)
     x = torch.randn(2, 6, 8).double()
-    whole, kept = layer.context(x, table[:, :6], None, None)
-    _, past = layer.context(x[:, :5], table[:, :5], None, None)
+    whole, kept = layer.context(x, places[:6], None, None)
+    _, past = layer.context(x[:, :5], places[:5], None, None)
     seen = torch.ones(1, 1, 1, 6, dtype=torch.bool)
-    last, extended = layer.context(x[:, 5:], table[:, 5:6], past, seen)
+    last, extended = layer.context(x[:, 5:], places[5:6], past, seen)
     torch.testing.assert_close(last, whole[:, 5:])
     torch.testing.assert_close(extended, kept)
-    torch.testing.assert_close(layer.keys_and_values(x, table[:, :6]), kept)
+    torch.testing.assert_close(layer.keys_and_values(x, places[:6]), kept)
 
 
 def test_bfloat16_scores_are_merged_in_float32() -> None:

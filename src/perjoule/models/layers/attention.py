@@ -3,9 +3,9 @@
     q, k, v = x·Wq, x·Wk, x·Wv        heads of size head_dim; several query heads share one key and value head
     out     = softmax(place(q)·place(k)ᵀ / sqrt(head_dim) + causal mask)·v·Wo
 
-Wq, Wk and Wv are the rows of :attr:`Attention.qkv` in this order, so that x is read (and, under autocast, cast) once.
-Wo is :attr:`Attention.output`; ``place`` gives positions (layers/positions.py). Forward time is 4·dim·seq_len²
-multiply-adds per sample without a mask; with a cache, 4·dim·slots per token.
+Wq, Wk and Wv are the rows of :attr:`SelfAttention.qkv` in this order, so that x is read (and, under autocast, cast)
+once. Wo is :attr:`SelfAttention.output`; ``place`` gives positions (layers/positions.py). Forward time is
+4·dim·seq_len² multiply-adds per sample without a mask; with a cache, 4·dim·slots per token.
 
 Vaswani et al., Attention Is All You Need, 2017; Ainslie et al., GQA, 2023.
 """
@@ -13,6 +13,7 @@ Vaswani et al., Attention Is All You Need, 2017; Ainslie et al., GQA, 2023.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -21,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perjoule.models.layers.cache import LayerCache, recall
+from perjoule.models.layers.cache import LayerCache, Past, recall
 from perjoule.models.layers.positions import place
 from perjoule.models.layers.rope import Table
 
@@ -67,29 +68,26 @@ def blocked(
 KERNELS: Mapping[Kernel, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"sdpa": sdpa, "blocked": blocked}
 
 
-class Attention(nn.Module):
-    """Causal self-attention over one sequence per sample.
+class SelfAttention(nn.Module, ABC):
+    """Causal self-attention over one sequence per sample, but for what looks at what.
 
     Args:
         dim: width of the residual stream.
         num_heads: query heads; divides ``dim``.
         num_kv_heads: key and value heads; divides ``num_heads``.
-        kernel: what computes it; may be changed at any time.
+        bias: whether both matrices have one.
     """
 
-    def __init__(self, dim: int, num_heads: int, num_kv_heads: int, kernel: Kernel) -> None:
+    def __init__(self, dim: int, num_heads: int, num_kv_heads: int, bias: bool = False) -> None:
         super().__init__()
         self.head_dim = dim // num_heads
         self.splits = [num_heads, num_kv_heads, num_kv_heads]
-        self.kernel = kernel
-        self.qkv = nn.Linear(dim, sum(self.splits) * self.head_dim, bias=False)
-        self.output = nn.Linear(dim, dim, bias=False)
+        self.qkv = nn.Linear(dim, sum(self.splits) * self.head_dim, bias=bias)
+        self.sub_norm: nn.Module = nn.Identity()
+        self.output = nn.Linear(dim, dim, bias=bias)
 
     def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        table: Table | None,
-        cache: LayerCache | None = None,
+        self, x: Float[Tensor, "batch seq dim"], table: Table | None, cache: LayerCache | None = None
     ) -> Float[Tensor, "batch seq dim"]:
         """Mix every position with the earlier ones.
 
@@ -102,6 +100,44 @@ class Attention(nn.Module):
         q, k, v = heads.split(self.splits, dim=1)
         q, k = place(q, k, table)
         past = None if cache is None else cache.extend(k, v)
-        mixed = KERNELS[self.kernel](q, k, v) if past is None else recall(q, past)
-        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        mixed = self.attend(q, k, v) if past is None else self.look_back(q, past)
+        output: Tensor = self.output(self.sub_norm(mixed.transpose(1, 2).flatten(2)))
         return output
+
+    @abstractmethod
+    def attend(
+        self,
+        q: Float[Tensor, "batch heads seq head_dim"],
+        k: Float[Tensor, "batch kv_heads seq head_dim"],
+        v: Float[Tensor, "batch kv_heads seq head_dim"],
+    ) -> Float[Tensor, "batch heads seq head_dim"]:
+        """Mix whole sequences."""
+
+    @abstractmethod
+    def look_back(
+        self, q: Float[Tensor, "batch heads 1 head_dim"], past: Past
+    ) -> Float[Tensor, "batch heads 1 head_dim"]:
+        """Mix one more token of each row with what came before."""
+
+
+class Attention(SelfAttention):
+    """Causal self-attention to everything before.
+
+    Args:
+        dim: width of the residual stream.
+        num_heads: query heads; divides ``dim``.
+        num_kv_heads: key and value heads; divides ``num_heads``.
+        kernel: what computes it; may be changed at any time.
+    """
+
+    def __init__(self, dim: int, num_heads: int, num_kv_heads: int, kernel: Kernel) -> None:
+        super().__init__(dim, num_heads, num_kv_heads)
+        self.kernel = kernel
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Mix whole sequences with the kernel."""
+        return KERNELS[self.kernel](q, k, v)
+
+    def look_back(self, q: Tensor, past: Past) -> Tensor:
+        """Mix one more token of each row with all before it."""
+        return recall(q, past)

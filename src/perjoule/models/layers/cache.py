@@ -113,6 +113,10 @@ class LayerCache:
         self.num_slots += 1
         return Past(self._keys[:, :, : self.num_slots], self._values[:, :, : self.num_slots], self.positions)
 
+    def select(self, rows: Int64[Tensor, " batch"]) -> None:
+        """Go on with these rows, in this order."""
+        self._keys, self._values = self._keys[rows], self._values[rows]
+
 
 class KeyValueCache:
     """Keys and values of a model.
@@ -136,6 +140,13 @@ class KeyValueCache:
         """Note that every row has one token more."""
         self.positions += 1
         self.longest += 1
+
+    def select(self, rows: Int64[Tensor, " batch"]) -> KeyValueCache:
+        """Go on with these rows, in this order; as beam search does. Returns itself."""
+        self.positions.copy_(self.positions[rows])  # which the layers share
+        for layer in self.layers:
+            layer.select(rows)
+        return self
 
 
 def recall(q: Float[Tensor, "batch heads 1 head_dim"], past: Past) -> Float[Tensor, "batch heads 1 head_dim"]:

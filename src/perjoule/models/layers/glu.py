@@ -1,9 +1,10 @@
-"""Gated feed-forward layer with a choice of activation.
+"""Gated feed-forward layer; with silu it is SwiGLU, that of Llama.
 
     y = (act(x·Wg) ⊙ x·Wu)·Wd
 
 Wg and Wu are the upper and the lower half of the rows of :attr:`GLU.gate_up`, so that x is read once; Wd is
-:attr:`GLU.down`. Named fc1, gate and fc2 in torchscale. No biases. 3·dim·ffn_dim multiply-adds per token.
+:attr:`GLU.down`. Named w1, w3 and w2 in Llama's first release, fc1, gate and fc2 in torchscale. No biases.
+3·dim·ffn_dim multiply-adds per token.
 
 Shazeer, GLU Variants Improve Transformer, 2020.
 """
@@ -18,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Literal["silu", "gelu"]
+Activation = Literal["silu", "gelu", "relu"]
 
-ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 """``gelu`` is the exact one, with the error function."""
 
 
@@ -33,7 +34,7 @@ class GLU(nn.Module):
         activation: of the gate.
     """
 
-    def __init__(self, dim: int, ffn_dim: int, activation: Activation) -> None:
+    def __init__(self, dim: int, ffn_dim: int, activation: Activation = "silu") -> None:
         super().__init__()
         self.activation: Activation = activation
         self.gate_up = nn.Linear(dim, 2 * ffn_dim, bias=False)

@@ -4,9 +4,10 @@
     h = Block(h, positions)                                           num_layers times
     loss = cross-entropy(Norm(h)·Woutᵀ, labels)
 
-An architecture's file has a config (:class:`LanguageConfig` and its own fields), a block, and a subclass of
-:class:`LanguageModel` that counts its FLOPs. The cross-entropy is in float32, over labels that the data has already
-shifted. Decoding keeps the keys and values of every layer (layers/cache.py) and equals the full forward pass.
+An architecture's file has a config (layers/sizes.py and its own fields), its layers, and a subclass of
+:class:`LanguageModel` that knows its positions, decodes, and counts its FLOPs. Where blocks attend, it is one of
+:class:`AttentionModel`, which decodes from the keys and values of every layer (layers/cache.py). The cross-entropy is
+in float32, over labels that the data has already shifted.
 """
 # ruff: noqa: F722  (jaxtyping's axes are not forward references)
 
@@ -14,127 +15,59 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from perjoule.config import Config
-from perjoule.core.errors import ConfigError
 from perjoule.models.contract import FlopsPerToken, Output
-from perjoule.models.layers.cache import KeyValueCache, align
+from perjoule.models.layers.cache import KeyValueCache, LayerCache, align
 from perjoule.models.layers.loss import chunked_next_token_loss, next_token_loss
 from perjoule.models.layers.norm import RMSNorm
-from perjoule.models.layers.positions import Positions, position_table
+from perjoule.models.layers.positions import position_table
+from perjoule.models.layers.rope import Table
+from perjoule.models.layers.sizes import AttentionConfig, LanguageConfig
 
 
-def divisors_near(number: int, wanted: int) -> str:
-    """Return the four divisors of a number that are nearest to ``wanted``."""
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
-    return ", ".join(str(n) for n in sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:4]))
+def initialise(model: nn.Module, blocks: nn.ModuleList, std: float) -> None:
+    """Initialise weights from torch's default generator.
 
-
-def vocabulary_for(kind: str, vocab_size: int | None, shape: Mapping[str, int]) -> int:
-    """Return the rows of a language model's embedding for a data set.
+    Matrices are normal with this standard deviation; those that write into the residual stream have
+    ``std / sqrt(2·num_layers)``, so that its variance does not grow with depth (Radford et al., 2019); norm weights are
+    1, biases 0.
 
     Args:
-        kind: of the model.
-        vocab_size: as configured; None is the data's own.
-        shape: the data's ``vocab_size`` and ``seq_len``.
-
-    Raises:
-        ConfigError: if the data is not text, or has tokens that the model's vocabulary has not.
+        model: all of it.
+        blocks: its blocks, whose matrices ``output`` and ``down`` write into the residual stream.
+        std: of the embedding's and the matrices' weights.
     """
-    missing = [name for name in ("vocab_size", "seq_len") if name not in shape]
-    if missing:
-        raise ConfigError(
-            f"model.kind {kind} needs data with vocab_size and seq_len, such as text; "
-            f"this data has {', '.join(shape) or 'neither'}"
-        )
-    rows = vocab_size or shape["vocab_size"]
-    if rows < shape["vocab_size"]:
-        raise ConfigError(
-            f"model.vocab_size {rows} is smaller than the data's {shape['vocab_size']}; "
-            f"accepted: null (the data's own) or at least {shape['vocab_size']}"
-        )
-    return rows
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, RMSNorm | nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            nn.init.zeros_(bias)
+    for name, parameter in blocks.named_parameters():
+        if name.endswith((".output.weight", ".down.weight")):
+            nn.init.normal_(parameter, std=std / math.sqrt(2 * len(blocks)))
 
 
-class LanguageConfig(Config, ABC):
-    """Sizes of a decoder-only language model."""
+def decaying_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Return weights in groups for the optimizer: ``{"params": […], "weight_decay": bool}``.
 
-    kind: str
-    preset: str | None = None
-    """A size by name; keys that are given beside it win."""
-    vocab_size: PositiveInt | None = None
-    """Rows of the embedding and of the output matrix; null is the tokenizer's, and more than that is allowed."""
-    positions: Positions = "rope"
-    """How attention learns where a token stands; with ``none``, sequences may be longer than the data's."""
-    dim: PositiveInt = 256
-    """Width of the residual stream."""
-    num_layers: PositiveInt = 4
-    """Blocks, each of one attention and one feed-forward layer."""
-    num_heads: PositiveInt = Field(4, validate_default=True)
-    """Query heads; divides ``dim``."""
-    ffn_dim: PositiveInt | None = None
-    """Width of the feed-forward layers; null is 8/3·dim rounded up to a multiple of 16."""
-    norm_eps: PositiveFloat = 1e-5
-    """Added to the mean square (or variance) in norms."""
-    rope_theta: PositiveFloat = 1e4
-    """Base of the wavelengths of rotary positions."""
-    tie_embeddings: bool = False
-    """Use the embedding as the output matrix."""
-    activation_checkpointing: bool = False
-    """Keep only the input of each block and compute the block again in the backward pass."""
-    loss_chunk_rows: PositiveInt | None = None
-    """Tokens whose logits exist at a time; null is all of the batch."""
-    init_std: PositiveFloat = 0.02
-    """Standard deviation of the initial weights."""
-
-    @field_validator("num_heads")
-    @classmethod
-    def _check_heads(cls, num_heads: int, info: ValidationInfo) -> int:
-        dim, positions = info.data.get("dim"), info.data.get("positions")  # absent if it was refused itself
-        if dim is None or positions is None or dim % (2 * num_heads) == 0:
-            return num_heads
-        if positions == "none" and dim % num_heads == 0:
-            return num_heads
-        if positions == "none":
-            raise ValueError(f"{num_heads} does not divide dim {dim} (nearest: {divisors_near(dim, num_heads)})")
-        if dim % 2:
-            raise ValueError(
-                f"no number of heads divides dim {dim} into heads of even size, as RoPE needs; make dim even"
-            )
-        near = divisors_near(dim // 2, num_heads)
-        if dim % num_heads:
-            raise ValueError(f"{num_heads} does not divide dim {dim} (nearest: {near})")
-        raise ValueError(
-            f"{num_heads} leaves heads of size {dim // num_heads}, and RoPE needs an even size (nearest: {near})"
-        )
-
-    @property
-    def head_dim(self) -> int:
-        """Return the size of an attention head."""
-        return self.dim // self.num_heads
-
-    @property
-    def ffn_width(self) -> int:
-        """Return the width of the feed-forward layers."""
-        return self.ffn_dim or 16 * math.ceil(8 * self.dim / 3 / 16)
-
-    @property
-    @abstractmethod
-    def num_body_parameters(self) -> int:
-        """Return the weights besides the embedding and the output matrix."""
-
-    def vocabulary(self, shape: Mapping[str, int]) -> int:
-        """Return the rows of the embedding for a data set; see :func:`vocabulary_for`."""
-        return vocabulary_for(self.kind, self.vocab_size, shape)
+    The loop puts its own number where ``weight_decay`` is true, and 0 where it is false. Matrices decay, embeddings
+    too; norm weights and biases do not: shrinking them only rescales what follows.
+    """
+    parameters = list(parameters)
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    return [{"params": matrices, "weight_decay": True}, {"params": vectors, "weight_decay": False}]
 
 
 class LanguageModel(nn.Module, ABC):
@@ -145,28 +78,18 @@ class LanguageModel(nn.Module, ABC):
     Args:
         config: sizes.
         vocab_size: rows of the embedding.
-        seq_len: the longest sequence, in tokens, unless there are no positions.
-        block: builds a block, called as ``block(x, table, cache)``; its matrices ``attention.output`` and ``ffn.down``
-            write into the residual stream.
+        block: builds a block, called as ``block(x, places)``.
         norm: builds the last norm.
     """
 
     config: LanguageConfig
 
     def __init__(
-        self,
-        config: LanguageConfig,
-        vocab_size: int,
-        seq_len: int,
-        block: Callable[[], nn.Module],
-        norm: Callable[[], nn.Module],
+        self, config: LanguageConfig, vocab_size: int, block: Callable[[], nn.Module], norm: Callable[[], nn.Module]
     ) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
-        self.seq_len = seq_len
-        self.config = config
+        self.config, self.vocab_size = config, vocab_size
         self.embedding = nn.Embedding(vocab_size, config.dim)
-        self.positions = position_table(config.positions, seq_len, config.head_dim, config.rope_theta)
         self.blocks = nn.ModuleList(block() for _ in range(config.num_layers))
         self.norm = norm()
         # Tied weights are one parameter in one module: two modules that share it come apart in `to_empty`.
@@ -174,25 +97,12 @@ class LanguageModel(nn.Module, ABC):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise every weight from torch's default generator.
+        """Initialise every weight from torch's default generator, as :func:`initialise` does.
 
-        Matrices are normal with standard deviation ``init_std``; those that write into the residual stream have
-        ``init_std / sqrt(2·num_layers)``, so that its variance does not grow with depth (Radford et al., 2019); norm
-        weights are 1, biases 0. The logits start with a standard deviation of about init_std·sqrt(dim) = s, and the
-        loss near ln(vocab_size) + s²/2.
+        The logits start with a standard deviation of about init_std·sqrt(dim) = s, and the loss near
+        ln(vocab_size) + s²/2.
         """
-        std = self.config.init_std
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=std)
-            elif isinstance(module, RMSNorm | nn.LayerNorm):
-                nn.init.ones_(module.weight)
-            bias = getattr(module, "bias", None)
-            if isinstance(bias, nn.Parameter):
-                nn.init.zeros_(bias)
-        for name, parameter in self.blocks.named_parameters():
-            if name.endswith(("attention.output.weight", "ffn.down.weight")):
-                nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.num_layers))
+        initialise(self, self.blocks, self.config.init_std)
 
     @property
     def output_weight(self) -> Float[Tensor, "vocab dim"]:
@@ -207,7 +117,7 @@ class LanguageModel(nn.Module, ABC):
             with_logits: return the logits as well, which costs batch·seq_len·vocab_size numbers.
 
         Raises:
-            ConfigError: if the sequence is longer than the model was built for.
+            ConfigError: if the sequence is longer than the positions that the model was built for.
         """
         hidden = self.hidden(tensors["input_ids"])
         rows, labels = hidden.flatten(0, 1), tensors["labels"].flatten()
@@ -216,6 +126,109 @@ class LanguageModel(nn.Module, ABC):
         logits = F.linear(rows, self.output_weight)
         loss = next_token_loss(logits, labels)
         return Output(loss, logits.view(*hidden.shape[:2], -1) if with_logits else None)
+
+    def hidden(self, input_ids: Int64[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
+        """Return the normalised residual stream after the last block.
+
+        Args:
+            input_ids: whole sequences.
+
+        Raises:
+            ConfigError: if the sequence is longer than the positions that the model was built for.
+        """
+        places = self.places(input_ids.shape[1])
+        x = self.embedding(input_ids)
+        for block in self.blocks:
+            if self.config.activation_checkpointing and self.training:
+                x = checkpoint(block, x, places, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, places)
+        normalised: Tensor = self.norm(x)
+        return normalised
+
+    @abstractmethod
+    def places(self, seq_len: int) -> Any:
+        """Return what blocks need to know of the positions of whole sequences.
+
+        Raises:
+            ConfigError: if the sequence is longer than the positions that the model was built for.
+        """
+
+    @abstractmethod
+    def flops_per_token(self, seq_len: int) -> FlopsPerToken:
+        """Return the training FLOPs per token, from the sizes: compiled, wrapped or sharded models give the same."""
+
+    def next_logits(self, last: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch vocab"]:
+        """Return the logits behind normalised last positions, in at least float32."""
+        logits = F.linear(last, self.output_weight)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @property
+    def matrix_flops(self) -> int:
+        """Return 6 FLOPs per token for each weight but the embedding's.
+
+        A tied output matrix counts, because it is multiplied with all the same. The norm weights are in it by
+        convention, which no matrix product spends; computing blocks or logits again is not.
+        """
+        return 6 * (self.config.num_body_parameters + self.vocab_size * self.config.dim)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the weights in groups for the optimizer; see :func:`decaying_groups`."""
+        return decaying_groups(self.parameters())
+
+
+class Block(nn.Module):
+    """One attention and one feed-forward layer, each normalised before and added to the residual stream.
+
+    Args:
+        attention: called as ``attention(x, table, cache)``; its matrix ``output`` is the last.
+        ffn: its matrix ``down`` is the last.
+        norm: builds a norm.
+    """
+
+    def __init__(self, attention: nn.Module, ffn: nn.Module, norm: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = norm(), attention
+        self.ffn_norm, self.ffn = norm(), ffn
+
+    def forward(
+        self, x: Float[Tensor, "batch seq dim"], table: Table | None, cache: LayerCache | None = None
+    ) -> Float[Tensor, "batch seq dim"]:
+        """Add both layers' outputs to the residual stream; see layers/attention.py."""
+        x = x + self.attention(self.attention_norm(x), table, cache)
+        mixed: Tensor = x + self.ffn(self.ffn_norm(x))
+        return mixed
+
+
+class AttentionModel(LanguageModel):
+    """Language model whose blocks attend, with positions of a chosen kind and a cache of keys and values.
+
+    Args:
+        config: sizes.
+        vocab_size: rows of the embedding.
+        seq_len: the longest sequence, in tokens, unless there are no positions.
+        block: builds a :class:`Block`.
+        norm: builds the last norm.
+    """
+
+    config: AttentionConfig
+
+    def __init__(
+        self,
+        config: AttentionConfig,
+        vocab_size: int,
+        seq_len: int,
+        block: Callable[[], Block],
+        norm: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__(config, vocab_size, block, norm)
+        self.seq_len = seq_len
+        self.positions = position_table(config.positions, seq_len, config.head_dim, config.rope_theta)
+
+    def places(self, seq_len: int) -> Table | None:
+        """Return the table of a sequence's positions; see :func:`~perjoule.models.layers.positions.position_table`."""
+        table: Table | None = self.positions(seq_len)
+        return table
 
     def hidden(
         self, input_ids: Int64[Tensor, "batch seq"], cache: KeyValueCache | None = None
@@ -227,20 +240,15 @@ class LanguageModel(nn.Module, ABC):
             cache: keys and values of what came before; takes those of these tokens.
 
         Raises:
-            ConfigError: if the sequence is longer than the model was built for.
+            ConfigError: if the sequence is longer than the positions that the model was built for.
         """
-        if cache is not None and cache.begun:
-            table = self.positions.at(cache.positions, cache.longest)
-        else:
-            table = self.positions(input_ids.shape[1])
+        if cache is None:
+            return super().hidden(input_ids)
+        begun = cache.begun
+        table = self.positions.at(cache.positions, cache.longest) if begun else self.places(input_ids.shape[1])
         x = self.embedding(input_ids)
-        for number, block in enumerate(self.blocks):
-            if cache is not None:
-                x = block(x, table, cache.layers[number])
-            elif self.config.activation_checkpointing and self.training:
-                x = checkpoint(block, x, table, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, table)
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            x = block(x, table, layer)
         normalised: Tensor = self.norm(x)
         return normalised
 
@@ -257,7 +265,7 @@ class LanguageModel(nn.Module, ABC):
         cache = KeyValueCache(len(self.blocks), prompts)
         hidden = self.hidden(prompts.input_ids, cache)
         last = hidden[torch.arange(len(hidden), device=hidden.device), prompts.lengths - 1]
-        return F.linear(last, self.output_weight).float(), cache
+        return self.next_logits(last), cache
 
     @torch.no_grad()
     def decode(
@@ -270,18 +278,4 @@ class LanguageModel(nn.Module, ABC):
         """
         hidden = self.hidden(token.unsqueeze(1), cache)
         cache.advance()
-        return F.linear(hidden[:, 0], self.output_weight).float(), cache
-
-    @abstractmethod
-    def flops_per_token(self, seq_len: int) -> FlopsPerToken:
-        """Return the training FLOPs per token, from the sizes: compiled, wrapped or sharded models give the same."""
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the weights in groups for the optimizer: ``{"params": […], "weight_decay": bool}``.
-
-        The loop puts its own number where ``weight_decay`` is true, and 0 where it is false. Matrices decay, the
-        embedding too; norm weights and biases do not.
-        """
-        matrices = [parameter for parameter in self.parameters() if parameter.ndim > 1]
-        vectors = [parameter for parameter in self.parameters() if parameter.ndim == 1]
-        return [{"params": matrices, "weight_decay": True}, {"params": vectors, "weight_decay": False}]
+        return self.next_logits(hidden[:, 0]), cache

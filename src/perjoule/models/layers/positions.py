@@ -54,10 +54,10 @@ class XPosTable(RotaryTable):
             )
         super().__init__(seq_len, head_dim, theta)
 
-    def _fill(self, device: torch.device | None) -> Float[Tensor, "parts seq half"]:
-        turns = super()._fill(device)
-        pairs = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
-        positions = torch.arange(self.seq_len, device=device, dtype=torch.float32) - self.seq_len // 2
+    def _fill(self, device: torch.device | None, dtype: torch.dtype) -> Float[Tensor, "parts seq half"]:
+        turns = super()._fill(device, dtype)
+        pairs = torch.arange(0, self.head_dim, 2, device=device, dtype=dtype) / self.head_dim
+        positions = torch.arange(self.seq_len, device=device, dtype=dtype) - self.seq_len // 2
         scales = ((pairs + XPOS_OFFSET) / (1 + XPOS_OFFSET)) ** (positions / XPOS_SCALE).unsqueeze(1)
         return torch.cat((turns * scales, turns / scales))
 

@@ -40,7 +40,7 @@ class RotaryTable(nn.Module):
     def __init__(self, seq_len: int, head_dim: int, theta: float) -> None:
         super().__init__()
         self.seq_len, self.head_dim, self.theta = seq_len, head_dim, theta
-        self.register_buffer("table", self._fill(None), persistent=False)
+        self.register_buffer("table", self._fill(None, torch.float32), persistent=False)
 
     def forward(self, seq_len: int) -> Float[Tensor, "parts seq half"]:
         """Return the cosines and the sines of the first ``seq_len`` positions.
@@ -71,22 +71,22 @@ class RotaryTable(nn.Module):
                 f"accepted: 1 to {self.seq_len} tokens"
             )
 
-    def _fill(self, device: torch.device | None) -> Float[Tensor, "parts seq half"]:
-        exponents = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
-        positions = torch.arange(self.seq_len, device=device, dtype=torch.float32)
+    def _fill(self, device: torch.device | None, dtype: torch.dtype) -> Float[Tensor, "parts seq half"]:
+        exponents = torch.arange(0, self.head_dim, 2, device=device, dtype=dtype) / self.head_dim
+        positions = torch.arange(self.seq_len, device=device, dtype=dtype)
         angles = torch.outer(positions, 1.0 / self.theta**exponents)
         return torch.stack((angles.cos(), angles.sin()))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryTable:
-        # The model may be moved, cast to bfloat16, or emptied from the meta device. Angles need float32 (bfloat16
-        # cannot tell position 256 from 257), so the table is made anew where it lands instead of being converted.
+        # The model may be moved, cast to bfloat16, or emptied from the meta device. Angles need float32 at least
+        # (bfloat16 cannot tell position 256 from 257), so the table is made anew where it lands, not converted.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.table = self._fill(self.table.device)
+        self.table = self._fill(self.table.device, torch.promote_types(self.table.dtype, torch.float32))
         return self
 
 
 def rotate(x: Float[Tensor, "batch heads seq head_dim"], table: Table) -> Float[Tensor, "batch heads seq head_dim"]:
-    """Turn every head of every position by its angles, in float32; return the dtype of ``x``.
+    """Turn every head of every position by its angles, in float32 at least; return the dtype of ``x``.
 
     Args:
         x: heads.

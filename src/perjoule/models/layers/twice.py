@@ -1,8 +1,8 @@
-"""Norm, gate and rotation with the derivatives of their slopes written out.
+"""Norm, gate and positions with the derivatives of their slopes written out.
 
 An energy is differentiated at its candidate, and that slope again for learning. Left to autograd, the second time takes
 34 passes over memory for a norm, 17 for a gate and 14 for a rotation; here 15, 12 and 8. The functions are those of
-norm.py, swiglu.py and rope.py, and so are their first derivatives. As in own_key.py, a gradient that is to be
+norm.py, glu.py and positions.py, and so are their first derivatives. As in own_key.py, a gradient that is to be
 differentiated again is one of the input: none is formed for a norm's weight then. Small tensors, as in decoding, are
 left to torch's own kernels: what they cost is the calls, not the passes.
 """
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from perjoule.models.layers.norm import RMSNorm
-from perjoule.models.layers.rope import rotate
+from perjoule.models.layers.rope import Table, rotate
 
 SMALL = 1 << 14
 """Numbers of a tensor below which a call costs more than a pass over it."""
@@ -42,6 +42,21 @@ def gated(x: Float[Tensor, "*batch doubled"]) -> Float[Tensor, "*batch halved"]:
         return F.silu(gate) * up
     y: Tensor = _Gate.apply(x)  # type: ignore[no-untyped-call]
     return y
+
+
+def placed(
+    heads: Float[Tensor, "batch doubled seq head_dim"], table: Table | None
+) -> tuple[Float[Tensor, "batch heads seq head_dim"], Float[Tensor, "batch heads seq head_dim"]]:
+    """Return :func:`~perjoule.models.layers.positions.place` of queries and as many keys.
+
+    Args:
+        heads: queries, then keys.
+        table: two parts that serve both, four of which the last two are the keys', or None.
+    """
+    if table is not None and len(table) == 2:  # one pass over memory for both
+        heads = turned(heads, table)
+    q, k = heads.chunk(2, dim=1)
+    return (q, k) if table is None or len(table) == 2 else (turned(q, table[:2]), turned(k, table[2:]))
 
 
 def turned(
@@ -170,7 +185,7 @@ class _GateSlope(torch.autograd.Function):
 
 
 class _Turn(torch.autograd.Function):
-    """Turn by the table's angles, or back; a turn's gradient is turned back."""
+    """Turn by the table's angles, or back, and scale if the table does; a turn's gradient is turned back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, sign: int) -> Tensor:

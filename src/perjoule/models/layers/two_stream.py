@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perjoule.models.layers.own_key import attend_with_own_key
-from perjoule.models.layers.twice import turned
+from perjoule.models.layers.rope import Table
+from perjoule.models.layers.twice import placed, turned
 
 NUM_BLOCKS, SMALLEST_BLOCK = 4, 256
 """Blocks of queries; four of them form 62.5 % of the full score matrix."""
@@ -55,17 +56,17 @@ class TwoStreamAttention(nn.Module):
         self.output = nn.Linear(dim, dim, bias=False)
 
     def keys_and_values(
-        self, x: Float[Tensor, "batch seq dim"], table: Float[Tensor, "2 seq half"]
+        self, x: Float[Tensor, "batch seq dim"], table: Table | None
     ) -> Float[Tensor, "2 batch heads seq head_dim"]:
-        """Return what candidates see of a context: rotated keys, and values."""
+        """Return what candidates see of a context: keys that know their positions, and values."""
         dim = self.output.in_features
         k, v = self._heads(F.linear(x, self.qkv.weight[dim:])).chunk(2, dim=1)
-        return torch.stack((turned(k, table), v))
+        return torch.stack((k if table is None else turned(k, table[-2:]), v))
 
     def context(
         self,
         x: Float[Tensor, "batch seq dim"],
-        table: Float[Tensor, "2 seq half"],
+        table: Table | None,
         past: Float[Tensor, "2 batch heads past head_dim"] | None,
         visible: Bool[Tensor, "#batch 1 seq columns"] | None,
     ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "2 batch heads columns head_dim"]]:
@@ -80,7 +81,7 @@ class TwoStreamAttention(nn.Module):
         Returns:
             The mixed tokens, and the keys and values of past and present ones.
         """
-        q, k, v = self._rotated(x, table)
+        q, k, v = self._placed(x, table)
         kept = torch.stack((k, v))
         if past is not None:
             kept = torch.cat((past, kept), dim=3)
@@ -92,7 +93,7 @@ class TwoStreamAttention(nn.Module):
     def candidates(
         self,
         x: Float[Tensor, "batch rows dim"],
-        table: Float[Tensor, "2 rows half"],
+        table: Table | None,
         kept: Float[Tensor, "2 batch heads columns head_dim"],
         visible: Bool[Tensor, "#batch 1 #rows columns"] | None,
     ) -> Float[Tensor, "batch rows dim"]:
@@ -104,7 +105,7 @@ class TwoStreamAttention(nn.Module):
             kept: the context's keys and values.
             visible: which columns each may see; None is those up to its own token; the last row's is the last column.
         """
-        q, k, v = self._rotated(x, table)
+        q, k, v = self._placed(x, table)
         q, (seen_k, seen_v) = q * self.head_dim**-0.5, kept.unbind()
         if visible is None:
             mixed = _causally(q, seen_k, seen_v, k, v)
@@ -113,13 +114,12 @@ class TwoStreamAttention(nn.Module):
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output
 
-    def _rotated(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, the first two turned together."""
+    def _placed(self, x: Tensor, table: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries and keys that know their positions, and values."""
         num_heads = self.output.in_features // self.head_dim
         # Split, not sliced: the gradient of a slice is a tensor of zeros with something in it.
-        turning, v = torch.split(self._heads(self.qkv(x)), [2 * num_heads, num_heads], dim=1)
-        q, k = turned(turning, table).chunk(2, dim=1)
-        return q, k, v
+        queries_and_keys, v = torch.split(self._heads(self.qkv(x)), [2 * num_heads, num_heads], dim=1)
+        return *placed(queries_and_keys, table), v
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)

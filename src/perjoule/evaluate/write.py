@@ -1,0 +1,242 @@
+"""``perjoule generate``: prompts from the command line or a file, completions to the terminal or a file.
+
+A model that was trained on text reads ``[BOS] + prompt``, as in training, and an empty prompt begins a document. One
+that was trained on a synthetic set has no text: its prompts and completions are token ids with spaces between them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perjoule.core.errors import ConfigError, DataError
+from perjoule.core.units import duration
+from perjoule.data.tokenizer import TextTokenizer
+from perjoule.evaluate.detokenize import Decode
+from perjoule.evaluate.generate import Completion, Finish, GenerationConfig, Piece, stream
+from perjoule.evaluate.trained import Trained, Which, load_trained
+from perjoule.runs.exports import write_csv
+from perjoule.runs.files import write_atomically
+
+PROMPT = "prompt"
+"""The field of a .jsonl file, and the column of a .csv file, that holds the prompts; so in the files we write."""
+COLUMNS = (PROMPT, "text", "finish", "prompt_tokens", "new_tokens", "run", "step", "model", "seconds", "settings")
+WHY: dict[Finish, str] = {
+    "end": "the document ended",
+    "stop": "a stop text came",
+    "length": "max_new_tokens",
+    "context": "the model has no position left",
+}
+
+
+class WriteConfig(GenerationConfig):
+    """What writes, and how."""
+
+    checkpoint: Which = "last"
+    """``last``, ``best`` (lowest held-out loss) or the step of a checkpoint."""
+    device: str = "cpu"
+    """``cpu``, ``cuda`` or ``cuda:1``."""
+
+
+def write(
+    run: Path, config: WriteConfig, prompts: Sequence[str], prompts_file: Path | None, output: Path | None
+) -> Iterator[str]:
+    """Let the model of a run go on with prompts.
+
+    Args:
+        run: the run folder.
+        config: what writes, and how.
+        prompts: texts, or token ids with spaces between them if the model was not trained on text.
+        prompts_file: more of them: a .txt file with one per line, or a .jsonl or .csv file with a field ``prompt``.
+        output: a .jsonl or .csv file to write instead.
+
+    Yields:
+        Text for the terminal: a single prompt's completion as it is written, those of several one after another.
+
+    Raises:
+        ConfigError: if there is no prompt, one is not for this model, or the output cannot be such a file.
+        DataError: if the file of prompts cannot be read.
+        CheckpointError: if the run has no such checkpoint.
+        RunFolderError: if it is no run folder, or the output cannot be written.
+    """
+    texts = [*prompts, *(read_prompts(prompts_file) if prompts_file is not None else ())]
+    _check(texts, output)
+    trained = load_trained(run, config.checkpoint, config.device)
+    decoder, language = trained.decoder, Language.of(trained)
+    tokens = [language.encode(text, f"prompt {number} of {len(texts)}") for number, text in enumerate(texts, 1)]
+    parts = stream(decoder, tokens, config, end_id=language.end_id, decode=language.decode, device=trained.device)
+    if output is not None:
+        completions = [part for part in parts if isinstance(part, Completion)]
+        _save(output, trained, config, texts, sorted(completions, key=lambda one: one.prompt))
+        yield f"{output}\n"
+    elif len(texts) == 1:
+        yield texts[0]
+        yield from (part.text if isinstance(part, Piece) else f"\n[{_closing(part)}]\n" for part in parts)
+    else:
+        for one in _in_order(parts):
+            yield f"[{one.prompt + 1} of {len(texts)}]\n{texts[one.prompt]}{one.text}\n[{_closing(one)}]\n\n"
+
+
+@dataclass(frozen=True)
+class Language:
+    """What a model reads and writes.
+
+    Args:
+        tokenizer: of text; None: token ids.
+        vocab_size: ids are below.
+    """
+
+    tokenizer: TextTokenizer | None
+    vocab_size: int
+
+    @classmethod
+    def of(cls, trained: Trained) -> Language:
+        """Return what a trained model reads and writes."""
+        try:
+            tokenizer = trained.tokenizer
+        except ConfigError:  # it was not trained on text
+            tokenizer = None
+        return cls(tokenizer, trained.shape["vocab_size"])
+
+    @property
+    def end_id(self) -> int | None:
+        """Return the token that ends a document: the one that begins the next; None if there are no documents."""
+        return None if self.tokenizer is None else self.tokenizer.bos_id
+
+    @property
+    def decode(self) -> Decode:
+        """Return what turns tokens into text."""
+        return self.tokenizer.decode if self.tokenizer is not None else lambda tokens: " ".join(map(str, tokens))
+
+    def encode(self, text: str, name: str) -> list[int]:
+        """Return the tokens of a prompt, its beginning included.
+
+        Args:
+            text: of the prompt.
+            name: for the message.
+
+        Raises:
+            ConfigError: if the model cannot read it.
+        """
+        if self.tokenizer is not None:
+            return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+        words = text.split()
+        wrong = [word for word in words if not (word.isascii() and word.isdecimal() and int(word) < self.vocab_size)]
+        if wrong or not words:
+            raise ConfigError(
+                f"{name} has {f'{wrong[0]!r} in it' if wrong else 'no token'}, and this model was not trained on text; "
+                f"accepted: token ids from 0 to {self.vocab_size - 1} with spaces between them"
+            )
+        return [int(word) for word in words]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read prompts from a .txt, .jsonl or .csv file.
+
+    Raises:
+        ConfigError: if its name has another ending.
+        DataError: if it cannot be read, or holds none.
+    """
+    readers = {".txt": _from_text, ".jsonl": _from_jsonl, ".csv": _from_csv}
+    if path.suffix not in readers:
+        raise ConfigError(
+            f"cannot tell what {path} holds; accepted: .txt with a prompt per line, or .jsonl or .csv with a field "
+            f"or column {PROMPT!r}"
+        )
+    try:
+        with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
+            prompts = list(readers[path.suffix](file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"cannot read prompts from {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not prompts:
+        raise DataError(f"{path} holds no prompt")
+    return prompts
+
+
+def _from_text(file: Iterable[str]) -> Iterator[str]:
+    """Yield the lines; one without characters is the prompt that begins a document."""
+    return (line.removesuffix("\n") for line in file)
+
+
+def _from_jsonl(file: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            record = json.loads(line)
+            prompt = record.get(PROMPT) if isinstance(record, dict) else None
+            if not isinstance(prompt, str):
+                raise ValueError(f"line {number} is not an object with a text in the field {PROMPT!r}")
+            yield prompt
+
+
+def _from_csv(file: Iterable[str]) -> Iterator[str]:
+    reader = csv.DictReader(file)
+    if PROMPT not in (reader.fieldnames or ()):
+        raise ValueError(f"its columns are {', '.join(reader.fieldnames or ()) or 'none'}, and not {PROMPT!r}")
+    for row in reader:
+        yield row[PROMPT] or ""
+
+
+def _check(texts: Sequence[str], output: Path | None) -> None:
+    """Refuse before anything is loaded what cannot end well."""
+    if not texts:
+        raise ConfigError(
+            "there is no prompt; accepted: --prompt TEXT, once or more, '' to begin a document, or --prompts FILE"
+        )
+    for number, text in enumerate(texts, 1):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # bytes of the command line that were none of UTF-8
+            raise ConfigError(f"prompt {number} of {len(texts)} is not UTF-8: {error.reason}") from error
+    if output is not None and output.suffix not in {".jsonl", ".csv"}:
+        raise ConfigError(f"cannot write completions to {output}; accepted: a file .jsonl or .csv")
+    if output is not None and not output.parent.is_dir():
+        raise ConfigError(f"cannot write completions to {output}: there is no folder {output.parent}")
+
+
+def _in_order(parts: Iterable[Piece | Completion]) -> Iterator[Completion]:
+    """Yield completions in the order of their prompts, each as soon as those before it are there."""
+    waiting: dict[int, Completion] = {}
+    due = 0
+    for part in parts:
+        if isinstance(part, Completion):
+            waiting[part.prompt] = part
+        while due in waiting:
+            yield waiting.pop(due)
+            due += 1
+
+
+def _closing(one: Completion) -> str:
+    number = len(one.tokens)
+    return f"{number} token{'' if number == 1 else 's'} in {duration(one.seconds)}: {WHY[one.finish]}"
+
+
+def _save(
+    path: Path, trained: Trained, config: WriteConfig, texts: Sequence[str], completions: Sequence[Completion]
+) -> None:
+    """Write completions to a file, whole or not at all."""
+    settings, kind = config.model_dump(mode="json"), getattr(trained.config, "kind", None)
+    records: list[dict[str, Any]] = [
+        {
+            PROMPT: texts[one.prompt],
+            "text": one.text,
+            "finish": one.finish,
+            "prompt_tokens": one.num_prompt,
+            "new_tokens": len(one.tokens),
+            "run": str(trained.run),
+            "step": trained.step,
+            "model": kind,
+            "seconds": round(one.seconds, 6),
+            "settings": settings,
+        }
+        for one in completions
+    ]
+    if path.suffix == ".csv":
+        written = json.dumps(settings)
+        write_csv(path, COLUMNS, ([*list(record.values())[:-1], written] for record in records))
+        return
+    lines = [{**record, "tokens": list(one.tokens)} for record, one in zip(records, completions, strict=True)]
+    write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -1,0 +1,128 @@
+"""Configurations: the fields of our own, flat, beside what Hugging Face asks of a causal language model.
+
+    PerjouleRetNetConfig(dim=512, num_layers=8, vocab_size=32000, seq_len=1024, bos_token_id=0, …)
+
+The fields are checked by our own class, and so are their defaults and presets its own; config.json has every one of
+them. Hugging Face's names for the sizes (``hidden_size``, ``max_position_embeddings`` …) are accepted as well.
+
+Each class has a constructor in so many words, because transformers makes one of annotations where there is none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+from perjoule.config import Component, Config
+from perjoule.models import SHELF
+
+
+class PerjouleConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+    """Configuration of one of our language models.
+
+    Args:
+        vocab_size: rows of the embedding.
+        seq_len: the longest sequence, in tokens; retention, and attention without positions, have none.
+        bos_token_id: the token before each document; None if there is none.
+        eos_token_id: the token that ends a document, which in our data is the one that begins the next.
+        pad_token_id: what stands where a shorter row has no token.
+        fields: those of our own configuration, or anything that ``PreTrainedConfig`` takes.
+
+    Raises:
+        ConfigError: if a field of our own has a value that it does not accept.
+    """
+
+    kind: ClassVar[str]
+    """Of our own configuration on the shelf of models."""
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "dim",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "max_position_embeddings": "seq_len",
+        "initializer_range": "init_std",
+    }
+
+    def __init__(
+        self,
+        vocab_size: int = 4096,
+        seq_len: int = 256,
+        bos_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int | None = None,
+        **fields: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.seq_len = fields.pop("max_position_embeddings", seq_len)
+        self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
+        for alias, name in self.attribute_map.items():
+            if alias in fields:
+                fields[name] = fields.pop(alias)
+        own = self._checked({name: fields.pop(name) for name in self.own_fields() if name in fields})
+        for name, value in own.model_dump(mode="json", exclude={"kind", "vocab_size"}).items():
+            setattr(self, name, value)
+        super().__init__(**fields)
+
+    @classmethod
+    def own_fields(cls) -> list[str]:
+        """Return the names of the fields of our own configuration, but for those that are Hugging Face's as well."""
+        own: type[Config] = SHELF.load(cls.kind)
+        return [name for name in own.model_fields if name not in {"kind", "vocab_size"}]
+
+    @property
+    def own(self) -> Config:
+        """Return our own configuration.
+
+        Raises:
+            ConfigError: if a field has since been set to a value that it does not accept.
+        """
+        return self._checked({name: getattr(self, name) for name in self.own_fields()})
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: transformers would copy perjoule's source into every folder that is saved from now on."""
+
+    def _checked(self, own: dict[str, Any]) -> Config:
+        config: Config = Component(SHELF).instantiate({"kind": self.kind, "vocab_size": self.vocab_size, **own})
+        return config
+
+
+class PerjouleRetNetConfig(PerjouleConfig):  # type: ignore[no-untyped-call]
+    """Configuration of a :class:`~perjoule.models.retnet.RetNet`."""
+
+    model_type = "perjoule_retnet"
+    kind: ClassVar[str] = "retnet"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+
+
+class PerjouleLongNetConfig(PerjouleConfig):  # type: ignore[no-untyped-call]
+    """Configuration of a :class:`~perjoule.models.longnet.LongNet`."""
+
+    model_type = "perjoule_longnet"
+    kind: ClassVar[str] = "longnet"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+
+
+class PerjouleEBTConfig(PerjouleConfig):  # type: ignore[no-untyped-call]
+    """Configuration of an :class:`~perjoule.models.ebt.EBT`."""
+
+    model_type = "perjoule_ebt"
+    kind: ClassVar[str] = "ebt"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+
+
+class PerjouleTransformerConfig(PerjouleConfig):  # type: ignore[no-untyped-call]
+    """Configuration of a :class:`~perjoule.models.transformer.Transformer`."""
+
+    model_type = "perjoule_transformer"
+    kind: ClassVar[str] = "transformer"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)

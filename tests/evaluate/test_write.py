@@ -1,0 +1,218 @@
+"""Prompts are read from files and the command line, completions go to the terminal or a file."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.system.tiny import SEQ_LEN, Tiny, run_of
+
+import perjoule
+from perjoule.config import resolve
+from perjoule.core.errors import CheckpointError, ConfigError, DataError, RunFolderError
+from perjoule.evaluate import write as module
+from perjoule.evaluate.generate import Completion, Piece, generate
+from perjoule.evaluate.trained import load_trained
+from perjoule.evaluate.write import COLUMNS, WriteConfig, read_prompts, write
+from perjoule.train.run import train
+
+
+@pytest.fixture(scope="module")
+def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_of(Tiny(corpus, tmp_path_factory.mktemp("runs")).train("checkpoint.every_steps=3"))
+
+
+@pytest.fixture(scope="module")
+def brackets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was trained on tokens without text: eight kinds of brackets, 17 tokens."""
+    words = ["model=retnet", "model.dim=32", "model.num_layers=1", "data=dyck", "batch.size=2", "stop.steps=2"]
+    plain = ["backend=plain", "backend.threads=1", "energy.sampler=off", "evaluate.batches=1"]
+    return run_of(train(perjoule.load(None, *words, *plain, f"runs={tmp_path_factory.mktemp('brackets')}")))
+
+
+def written(run: Path, *prompts: str, file: Path | None = None, output: Path | None = None, **settings: Any) -> str:
+    return "".join(write(run, WriteConfig(**settings), prompts, file, output))
+
+
+def completed(run: Path, *prompts: str, **settings: Any) -> list[Completion]:
+    """Return what the functions below `write` make of prompts."""
+    trained, config = load_trained(run), WriteConfig(**settings)
+    tokenizer = trained.tokenizer
+    tokens = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+    return generate(trained.decoder, tokens, config, end_id=tokenizer.bos_id, decode=tokenizer.decode)
+
+
+def test_a_single_prompt_is_continued_as_it_is_written(run: Path) -> None:
+    pieces = list(write(run, WriteConfig(max_new_tokens=6), ["the quick"], None, None))
+    (one,) = completed(run, "the quick", max_new_tokens=6)
+    assert one.num_prompt == 1 + len(load_trained(run).tokenizer.encode("the quick"))
+    assert pieces[0] == "the quick"
+    assert "".join(pieces[:-1]) == f"the quick{one.text}"
+    assert len(pieces) >= 2 + len(one.tokens)
+    assert pieces[-1].startswith(f"\n[{len(one.tokens)} tokens in ")
+    assert pieces[-1].endswith(": max_new_tokens]\n")
+
+
+def test_several_prompts_come_in_blocks_in_their_order(run: Path) -> None:
+    prompts = ["the quick brown fox", "", "the"]
+    blocks = list(write(run, WriteConfig(max_new_tokens=3, batch_size=1), prompts, None, None))
+    for number, (block, one) in enumerate(zip(blocks, completed(run, *prompts, max_new_tokens=3), strict=True)):
+        head, text = block.split("\n", 1)
+        assert head == f"[{number + 1} of 3]"
+        assert text.startswith(f"{prompts[number]}{one.text}\n[3 tokens in ")
+        assert text.endswith(": max_new_tokens]\n\n")
+
+
+def test_end_of_positions_and_stop_are_told(run: Path) -> None:
+    assert written(run, "", max_new_tokens=99).endswith(": the model has no position left]\n")
+    assert f"[{SEQ_LEN} tokens in " in written(run, "", max_new_tokens=99)
+    (one,) = completed(run, "the", max_new_tokens=8)
+    text = written(run, "the", max_new_tokens=8, stop=[one.text[2:4]])
+    assert text.startswith(f"the{one.text[: one.text.index(one.text[2:4])]}\n[")
+    assert text.endswith(": a stop text came]\n")
+
+
+def test_end_of_the_document_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end_at_once(*_: Any, end_id: int, **__: Any) -> Iterator[Piece | Completion]:
+        assert end_id == load_trained(run).tokenizer.bos_id
+        yield Completion(0, (), "", "end", 2, 0.5)
+
+    monkeypatch.setattr(module, "stream", end_at_once)
+    assert written(run, "x") == "x\n[0 tokens in 500 ms: the document ended]\n"
+
+
+def test_jsonl_has_texts_tokens_and_what_wrote_them(run: Path, tmp_path: Path) -> None:
+    path, prompts = tmp_path / "out.jsonl", ["the quick", "fox, “jumps”\nover", ""]
+    settings: dict[str, Any] = {"max_new_tokens": 4, "temperature": 1.0, "seed": 3}
+    assert written(run, *prompts, output=path, **settings) == f"{path}\n"
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for prompt, record, one in zip(prompts, records, completed(run, *prompts, **settings), strict=True):
+        assert list(record) == [*COLUMNS, "tokens"]
+        assert (record["prompt"], record["text"], record["tokens"]) == (prompt, one.text, list(one.tokens))
+        assert (record["finish"], record["prompt_tokens"]) == (one.finish, one.num_prompt)
+        assert record["new_tokens"] == len(one.tokens)
+        assert (record["run"], record["step"], record["model"]) == (str(run), 5, "transformer")
+        assert record["seconds"] > 0
+        assert WriteConfig(**record["settings"]) == WriteConfig(**settings)
+
+
+def test_csv_has_the_same_as_jsonl_and_both_can_be_read_as_prompts(run: Path, tmp_path: Path) -> None:
+    prompts = ["the quick", 'fox, "jumps"\nover', ""]
+    for name in ("out.csv", "out.jsonl"):
+        written(run, *prompts, output=tmp_path / name, max_new_tokens=2)
+        assert read_prompts(tmp_path / name) == prompts
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row, record in zip(rows, records, strict=True):
+        assert tuple(row) == COLUMNS
+        for column in set(COLUMNS) - {"seconds", "settings"}:
+            assert row[column] == str(record[column])
+        assert json.loads(row["settings"]) == record["settings"]
+
+
+def test_prompts_come_from_the_command_line_first_and_then_from_a_file(run: Path, tmp_path: Path) -> None:
+    file, output = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    file.write_text("lazy dogs\n\nseven", encoding="utf-8")
+    written(run, "the", file=file, output=output, max_new_tokens=1)
+    assert read_prompts(output) == ["the", "lazy dogs", "", "seven"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "prompts"),
+    [
+        ("a.txt", "one\r\ntwo \n", ["one", "two "]),
+        ("a.jsonl", '{"prompt": "one", "more": 1}\n\n{"prompt": ""}\n', ["one", ""]),
+        ("a.csv", '\ufeffid,prompt\n1,one\n2,"t,w\no"\n3\n', ["one", "t,w\no", ""]),
+    ],
+)
+def test_files_of_prompts(tmp_path: Path, name: str, content: str, prompts: list[str]) -> None:
+    (tmp_path / name).write_bytes(content.encode())
+    assert read_prompts(tmp_path / name) == prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "a.txt holds no prompt"),
+        ("a.txt", b"\xff", "cannot read prompts from .*a.txt: 'utf-8' codec can't decode"),
+        ("a.txt", None, "cannot read prompts from .*a.txt: No such file or directory"),
+        ("a.jsonl", b'{"prompt": "x"}\n["x"]', "a.jsonl: line 2 is not an object with a text in the field 'prompt'"),
+        ("a.jsonl", b'{"prompt": 5}', "a.jsonl: line 1 is not an object"),
+        ("a.jsonl", b"{", "a.jsonl: Expecting property name"),
+        ("a.csv", b"text,id\nx,1\n", "a.csv: its columns are text, id, and not 'prompt'"),
+        ("a.csv", b"", "a.csv: its columns are none, and not 'prompt'"),
+        ("a.csv", b"prompt\n" + b"x" * 200_000, "a.csv: field larger than field limit"),
+    ],
+)
+def test_file_without_prompts_is_refused(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_prompts(tmp_path / name)
+
+
+def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    message = r"^cannot tell what .*a\.xml holds; accepted: \.txt with a prompt per line, or \.jsonl or \.csv with a "
+    with pytest.raises(ConfigError, match=message + "field or column 'prompt'$"):
+        read_prompts(tmp_path / "a.xml")
+
+
+def test_mistakes_are_found_before_the_model_is_loaded(tmp_path: Path) -> None:
+    nowhere = tmp_path / "no-run"
+    message = "^there is no prompt; accepted: --prompt TEXT, once or more, '' to begin a document, or --prompts FILE$"
+    with pytest.raises(ConfigError, match=message):
+        written(nowhere)
+    with pytest.raises(ConfigError, match=r"^prompt 2 of 2 is not UTF-8: surrogates not allowed$"):
+        written(nowhere, "a", "\udcff")
+    with pytest.raises(ConfigError, match=r"^cannot write completions to .*x\.txt; accepted: a file \.jsonl or \.csv$"):
+        written(nowhere, "a", output=tmp_path / "x.txt")
+    with pytest.raises(ConfigError, match=r"^cannot write completions to .*x\.csv: there is no folder .*none$"):
+        written(nowhere, "a", output=tmp_path / "none" / "x.csv")
+    with pytest.raises(RunFolderError, match=r"^no run folder"):
+        written(nowhere, "a")
+
+
+def test_model_without_text_reads_and_writes_token_ids(brackets: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    written(brackets, "0 1 2", output=output, max_new_tokens=3)
+    record = json.loads(output.read_text(encoding="utf-8"))
+    assert record["prompt_tokens"] == 3
+    assert record["text"].split() == [str(token) for token in record["tokens"]]
+    assert written(brackets, "0 1 2", max_new_tokens=3).startswith(f"0 1 2{record['text']}\n[3 tokens in ")
+    assert record["text"].startswith(" ")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"), [("0 17", "'17' in it"), ("the", "'the' in it"), ("-1", "'-1' in it"), (" ", "no token")]
+)
+def test_prompt_that_is_no_token_ids_is_refused(brackets: Path, prompt: str, found: str) -> None:
+    message = (
+        f"^prompt 2 of 2 has {found}, and this model was not trained on text; accepted: token ids from 0 to 16 with "
+        "spaces between them$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        written(brackets, "0", prompt)
+
+
+def test_prompt_too_long_for_the_model_is_refused(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^prompt 1 of 1 has \d+ tokens, .* has positions for 16; accepted: 1 to 16"):
+        written(run, "over lazy dogs " * 20)
+
+
+def test_a_checkpoint_and_a_device_may_be_chosen(run: Path) -> None:
+    assert "\n[1 token in " in written(run, "the", max_new_tokens=1, checkpoint=3)
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 4; it has: 3, 5"):
+        written(run, "the", checkpoint=4)
+    with pytest.raises(ConfigError, match=r"^device cuda:77 does not exist here"):
+        written(run, "the", device="cuda:77")
+    assert resolve.load(WriteConfig, None, ["checkpoint=best"]).config.checkpoint == "best"
+    with pytest.raises(ConfigError, match=r"^checkpoint: must be last or best or a number"):
+        resolve.load(WriteConfig, None, ["checkpoint=newest"])
+
+
+def test_special_tokens_in_a_prompt_are_text(run: Path) -> None:
+    (one,) = completed(run, "<|bos|>", max_new_tokens=1)
+    assert one.num_prompt > 2

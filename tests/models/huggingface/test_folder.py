@@ -1,0 +1,168 @@
+"""Saved and loaded again: the same weights, the same numbers, in a process that knows nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from tests.models.huggingface.cases import CASES, KINDS, VOCAB_SIZE, new_model, tokens
+from torch.testing import assert_close
+from transformers.utils import logging
+
+from perjoule.core.errors import PerjouleError
+from perjoule.models.ebt import EBTConfig
+from perjoule.models.huggingface import ARCHITECTURES, EBTForCausalLM
+from perjoule.models.transformer import TransformerConfig
+
+LOAD = """
+import os, sys, torch
+from transformers import AutoModelForCausalLM, GenerationMixin
+
+child = os.fork()  # importing transformers is what takes time: once for both ways
+if child:
+    os.waitpid(child, 0)
+    import perjoule.models.huggingface
+arguments = {} if child else {"trust_remote_code": True}
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, **arguments)
+    written = model.generate(torch.arange(2, 10)[None], max_new_tokens=5, do_sample=False)
+    print(type(model).__module__, type(model).__name__, written.tolist()[0])
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_progress_bar() -> None:
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loading_what_was_saved_gives_the_same_bits(case: str, tmp_path: Path) -> None:
+    model, ids = new_model(case), tokens()
+    model.save_pretrained(tmp_path)
+    loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    weights = model.state_dict()
+    assert loaded.state_dict().keys() == weights.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in loaded.state_dict().items())
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert {name: parameter.requires_grad for name, parameter in loaded.named_parameters()} == wanted
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path) -> None:
+    model = new_model("transformer-tied")
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert "model.embedding.weight" in names
+    assert not any("output.weight" in name and "attention" not in name for name in names)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert loaded.model.output_weight is loaded.get_input_embeddings().weight
+    assert loaded.get_output_embeddings() is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_are_loaded_in_the_type_that_is_asked_for(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model, ids = new_model(kind), tokens()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=dtype)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    assert loaded(ids).logits.isfinite().all()
+    if dtype == torch.float64:
+        assert_close(loaded(ids).logits, model.double()(ids).logits)
+
+
+def test_a_fresh_process_finds_the_classes_by_trust_or_after_the_import(tmp_path: Path, own_cache: Path) -> None:
+    expected, folders = [], [str(tmp_path / kind) for kind in KINDS]
+    for kind, folder in zip(KINDS, folders, strict=True):
+        model = new_model(kind)
+        model.save_pretrained(folder)
+        written = model.generate(torch.arange(2, 10)[None], max_new_tokens=5, do_sample=False).tolist()[0]
+        expected.append(f"perjoule.models.huggingface.architectures {type(model).__name__} {written}")
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, *folders],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"OMP_NUM_THREADS": "1", "HF_HOME": str(own_cache / "hugging-face"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.stdout.splitlines() == [*expected, *expected], done.stderr
+
+
+def test_weights_that_a_file_lacks_are_drawn_and_reported(tmp_path: Path) -> None:
+    model = new_model("ebt", num_layers=1)
+    model.save_pretrained(tmp_path)
+    loaded, report = type(model).from_pretrained(tmp_path, num_layers=2, output_loading_info=True)
+    assert report["missing_keys"]
+    assert all(name.startswith("model.body.blocks.1.") for name in report["missing_keys"])
+    assert loaded(tokens()).logits.isfinite().all()
+    state = {name: tensor for name, tensor in loaded.state_dict().items() if "step_size" not in name}
+    loaded.save_pretrained(tmp_path, state_dict=state)
+    again, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert report["missing_keys"] == {"model.step_size_factor"}
+    assert again.model.step_size_factor.item() == 1.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrapping_a_trained_module_copies_it(kind: str) -> None:
+    model, ids = new_model(kind), tokens()
+    copy = type(model).from_perjoule(model.model, seq_len=24, bos_token_id=0, pad_token_id=1)
+    assert torch.equal(copy(ids).logits, model(ids).logits)
+    assert (copy.config.eos_token_id, copy.config.pad_token_id, copy.training) == (0, 1, False)
+    before = copy(ids).logits
+    with torch.no_grad():
+        model.model.embedding.weight.zero_()
+    assert torch.equal(copy(ids).logits, before)
+    wide = type(model).from_perjoule(model.model.double().train(), seq_len=24)
+    assert (wide.dtype, wide.training, wide.config.bos_token_id) == (torch.float64, True, None)
+
+
+def test_replay_is_configured_and_neither_kept_nor_saved(tmp_path: Path) -> None:
+    config = EBTConfig(dim=32, num_layers=1, num_heads=2, thinking={"preset": "s2"})
+    own = config.build({"vocab_size": VOCAB_SIZE, "seq_len": 24})
+    assert any("replay" in name for name in own.state_dict())
+    model = EBTForCausalLM.from_perjoule(own, seq_len=24)
+    assert model.config.thinking["replay_fraction"] == 0.5
+    assert not any("replay" in name for name in model.state_dict())
+    model.save_pretrained(tmp_path)
+    assert EBTForCausalLM.from_pretrained(tmp_path).config.own == config.model_copy(update={"vocab_size": VOCAB_SIZE})
+
+
+def test_wrapping_another_architecture_is_refused() -> None:
+    own = TransformerConfig(dim=32).build({"vocab_size": VOCAB_SIZE, "seq_len": 24})
+    with pytest.raises(PerjouleError, match="RetNetForCausalLM wraps a model of kind retnet, not transformer"):
+        ARCHITECTURES["retnet"].from_perjoule(own, seq_len=24)
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize("case", [*KINDS, "transformer-tied", "ebt-adaln"])
+@pytest.mark.parametrize("rows", [VOCAB_SIZE + 5, VOCAB_SIZE - 5])
+def test_other_vocabulary_keeps_what_the_old_tokens_do(case: str, rows: int, tmp_path: Path) -> None:
+    model, ids = new_model(case), tokens().clamp(max=VOCAB_SIZE - 6)
+    before = model(ids).logits
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    after = model(ids)
+    assert after.logits.shape[-1] == rows == model.config.vocab_size == model.model.vocab_size
+    if not case.startswith("ebt"):  # whose candidates are distributions over all tokens, old and new
+        both = min(rows, VOCAB_SIZE)
+        assert_close(after.logits[..., :both], before[..., :both])
+    model.save_pretrained(tmp_path)
+    assert torch.equal(type(model).from_pretrained(tmp_path)(ids).logits, after.logits)
+
+
+@pytest.mark.parametrize("case", [*KINDS, "transformer-tied"])
+def test_embeddings_can_be_replaced(case: str) -> None:
+    model, ids = new_model(case), tokens()
+    before = model(ids).logits
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    model.set_input_embeddings(torch.nn.Embedding(VOCAB_SIZE, 32))
+    assert not torch.equal(model(ids).logits, before)
+    model.set_input_embeddings(inputs)
+    assert torch.equal(model(ids).logits, before)
+    if outputs is not None:
+        model.set_output_embeddings(torch.nn.Embedding(VOCAB_SIZE, 32))
+        assert not torch.equal(model(ids).logits, before)

@@ -1,0 +1,91 @@
+"""`perjoule generate` from the command line, and every command of its page."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.system.forks import Forks
+from tests.system.tiny import SEQ_LEN, Tiny, run_of
+
+from perjoule.cli import main
+from perjoule.evaluate.trained import load_trained
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "generate.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.removeprefix("$ ")
+    for block in re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+SHORT = ["stop.steps=3", "evaluate.every_steps=3", "model.dim=32", "backend=plain", "energy.sampler=off"]
+SHORT += ["data.kind=text", "data.tokenizer.vocab_size=320", "data.fractions={train: 0.8, validation: 0.1, test: 0.1}"]
+
+
+@pytest.mark.parametrize("kind", ["transformer", "retnet", "longnet", "ebt"])
+def test_every_architecture_writes_and_the_file_holds_what_the_terminal_shows(
+    kind: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, output = run_of(tiny.train(f"model.kind={kind}")), tmp_path / "out.jsonl"
+    capsys.readouterr()
+    words = ["generate", str(run), "--prompt", "the quick", "max_new_tokens=5", "temperature=0.7", "seed=2"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert main([*words, "--output", str(output)]) == 0
+    assert capsys.readouterr().out == f"{output}\n"
+    (record,) = map(json.loads, output.read_text(encoding="utf-8").splitlines())
+    assert (record["model"], record["step"], record["settings"]["seed"]) == (kind, 5, 2)
+    assert len(record["tokens"]) == 5
+    assert load_trained(run).tokenizer.decode(record["tokens"]) == record["text"]
+    assert shown.startswith(f"the quick{record['text']}\n[5 tokens in ")
+
+
+def test_a_real_process_streams_and_ends_where_the_positions_end(tiny: Tiny, tmp_path: Path, forks: Forks) -> None:
+    run = run_of(tiny.train())
+    ended = forks.start(["generate", str(run), "--prompt", ""], tmp_path / "a").end()
+    assert (ended.code, ended.err) == (0, "")
+    assert re.search(rf"\n\[{SEQ_LEN} tokens in .*: the model has no position left\]\n$", ended.out)
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "code"),
+    [
+        ([], "there is no prompt; accepted: --prompt TEXT", 2),
+        (["--prompt", "x", "temprature=1"], "temprature: unknown key: did you mean 'temperature'?", 2),
+        (["--prompt", "x", "top_k=4"], "top_k: chooses among draws, and temperature 0 draws nothing", 2),
+        (["--prompt", "x", "thinking.steps=4"], "thinking is for models that think (ebt), and Transformer does not", 2),
+        (["--prompts", "none.txt"], "cannot read prompts from none.txt: No such file or directory", 6),
+        (["--prompt", "x", "checkpoint=77"], "has no checkpoint of step 77; it has: 5", 7),
+    ],
+)
+def test_mistakes_are_one_line_and_an_exit_code(
+    words: list[str], message: str, code: int, tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tiny.train())
+    capsys.readouterr()
+    assert main(["generate", str(run), *words]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("perjoule: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_commands_of_the_page_work(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    assert len(COMMANDS) == 8
+    assert COMMANDS[0].startswith("perjoule train recipes/default.yaml ")
+    for command in COMMANDS:
+        if command.startswith("printf "):
+            subprocess.run(command, shell=True, check=True)
+        else:
+            words = [*shlex.split(command), *([*SHORT, f"data.path={corpus}"] if " train " in command else [])]
+            assert main(words[1:]) == 0, command
+    prompts = [json.loads(line)["prompt"] for line in Path("completions.jsonl").read_text().splitlines()]
+    assert prompts == ["import", "class Path"]
+    assert Path("again.csv").read_text().startswith("prompt,text,finish,prompt_tokens,new_tokens,run,step,model")
+    assert list(Path("runs/writer/evaluations").glob("*latency.json"))
