@@ -7,11 +7,22 @@ ARGUMENTS :=
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: demo check format lint types imports test browser peers lock clean
+.PHONY: demo study check format lint types imports test browser peers lock clean
 
 demo: $(VENV)/base
 	$(BIN)/perjoule train recipes/default.yaml name=$(DEMO) runs=$(RUNS) $(ARGUMENTS)
 	$(BIN)/perjoule report $(RUNS)/$(DEMO)
+
+# Four architectures of one size, on text and on nested brackets, in turn: under fifteen minutes on two cores
+# (docs/studies/architectures.md).
+STUDY := $(RUNS)/study-$(shell date +%Y%m%d-%H%M%S)
+STUDIED := transformer retnet longnet ebt
+study: $(VENV)/base
+	$(BIN)/python -m perjoule.models.matched 1m --seq-len 256 --vocab-size 2048
+	set -e; for task in text dyck; do for model in $(STUDIED); do \
+	  $(BIN)/perjoule train recipes/study/$$task-$$model.yaml runs=$(STUDY); done; done
+	for model in $(STUDIED); do $(BIN)/perjoule evaluate $(STUDY)/dyck-$$model 'loss.splits=[validation,ood]'; done
+	for task in text dyck; do $(BIN)/perjoule report $(STUDIED:%=$(STUDY)/$$task-%) --output $(STUDY)/$$task.html; done
 
 check: lint types imports test
 

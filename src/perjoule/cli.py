@@ -6,16 +6,29 @@ Nothing heavy is imported before a verb is known: ``--help``, ``ls`` and ``repor
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perjoule import __version__
 from perjoule.core.errors import ConfigError, PerjouleError, suggestion
 
+if TYPE_CHECKING:
+    _Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
 EVALUATE_HELP = "any of loss, thinking, latency, harness (loss if none is named), and their settings: loss.splits=test"
-SHELVES = ("models", "data", "measure", "recipes", "runs")
+SHELVES = ("models", "data", "measure", "estimate", "recipes", "runs")
+DATA_STEPS = {
+    "download": ("download", "download", "DownloadConfig"),
+    "split": ("splitting", "split", "SplitConfig"),
+    "tokenizer": ("train_tokenizer", "train_tokenizer", "TrainTokenizerConfig"),
+    "tokenize": ("tokenize", "tokenize_files", "TokenizeConfig"),
+    "inspect": ("inspect", "inspect", "InspectConfig"),
+}
+"""The steps of the data pipeline: module, function and configuration of each."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +84,23 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
+    for add in (
+        _add_train,
+        _add_evaluate,
+        _add_generate,
+        _add_export,
+        _add_data,
+        _add_estimate,
+        _add_ls,
+        _add_report,
+        _add_doctor,
+    ):
+        add(verbs, shared)
+    return parser
+
+
+def _add_train(verbs: _Verbs, shared: argparse.ArgumentParser) -> None:
+    """Add ``train``."""
     train = verbs.add_parser("train", parents=[shared], help="train one model and record what it cost")
     train.add_argument("recipe", nargs="?", help="a YAML file; without one, the defaults")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.dim=512 stop.steps=200")
@@ -78,11 +108,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="check the recipe and print every value with its source")
     train.set_defaults(verb=_train)
 
+
+def _add_evaluate(verbs: _Verbs, shared: argparse.ArgumentParser) -> None:
+    """Add ``evaluate``."""
     evaluate = verbs.add_parser("evaluate", parents=[shared], help="loss, thinking, latency, tasks of a trained model")
     evaluate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     evaluate.add_argument("overrides", nargs="*", metavar="WHAT|key=value", help=EVALUATE_HELP)
     evaluate.set_defaults(verb=_evaluate)
 
+
+def _add_generate(verbs: _Verbs, shared: argparse.ArgumentParser) -> None:
+    """Add ``generate``."""
     generate = verbs.add_parser("generate", parents=[shared], help="let a trained model go on with prompts")
     generate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     generate.add_argument("overrides", nargs="*", metavar="key=value", help="such as max_new_tokens=64 temperature=0.8")
@@ -91,28 +127,74 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--output", type=Path, metavar="FILE", help=".jsonl or .csv instead of the terminal")
     generate.set_defaults(verb=_generate)
 
+
+def _add_export(verbs: _Verbs, shared: argparse.ArgumentParser) -> None:
+    """Add ``export``."""
     export = verbs.add_parser("export", parents=[shared], help="write a Hugging Face model folder")
     export.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     export.add_argument("folder", type=Path, metavar="DIR", help="the folder to write, which must not exist")
     export.add_argument("overrides", nargs="*", metavar="key=value", help="checkpoint=last, best or a step")
     export.set_defaults(verb=_export)
 
+
+def _add_estimate(verbs: _Verbs, shared: argparse.ArgumentParser) -> None:
+    """Add ``estimate``."""
+    estimate = verbs.add_parser("estimate", parents=[shared], help="what a run will cost, or what is left of one")
+    estimate.add_argument("target", nargs="?", metavar="RECIPE|RUN", help="a YAML file or a run folder")
+    estimate.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
+    estimate.add_argument("--calibrate", action="store_true", help="measure this machine first, in about a minute")
+    estimate.add_argument("--alternatives", action="store_true", help="rank what could be done otherwise")
+    estimate.add_argument("--budget", metavar="100kJ", help="the largest model and the most tokens that fit")
+    estimate.add_argument("--device", metavar="NAME", help="an accelerator, by its data sheet, instead of this machine")
+    estimate.add_argument("--score", type=Path, nargs="*", metavar="FILE", help="score every method on measured runs")
+    estimate.add_argument("--fit", type=Path, nargs="+", default=[], metavar="FILE", help="with --score: to learn from")
+    estimate.add_argument("--test", type=Path, nargs="+", default=[], metavar="FILE", help="with --score: unseen rows")
+    estimate.set_defaults(verb=_estimate)
+
+
+def _add_ls(verbs: _Verbs, shared: argparse.ArgumentParser) -> None:
+    """Add ``ls``."""
     listing = verbs.add_parser("ls", parents=[shared], help="list models, data, meters, recipes or runs")
     listing.add_argument("shelf", nargs="?", help=", ".join(SHELVES))
     listing.add_argument("folder", nargs="?", type=Path, help="of the recipes or runs")
     listing.set_defaults(verb=_ls)
 
+
+def _add_report(verbs: _Verbs, shared: argparse.ArgumentParser) -> None:
+    """Add ``report``."""
     report = verbs.add_parser("report", parents=[shared], help="show what runs cost: terminal, Markdown, HTML page")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     report.add_argument("--output", type=Path, metavar="X.html", help="page to write, with X.md beside it")
     report.set_defaults(verb=_report)
 
+
+def _add_doctor(verbs: _Verbs, shared: argparse.ArgumentParser) -> None:
+    """Add ``doctor``."""
     doctor = verbs.add_parser("doctor", parents=[shared], help="what this machine can do and measure, and how well")
     doctor.add_argument("--again", action="store_true", help="measure anew instead of showing what is known")
     doctor.add_argument("--overhead", action="store_true", help="measure what recording costs, in a minute")
     doctor.add_argument("--quick", action="store_true", help="with --overhead: a few steps only")
     doctor.set_defaults(verb=_doctor)
-    return parser
+
+
+def _add_data(verbs: _Verbs, shared: argparse.ArgumentParser) -> None:
+    """Add ``data`` with a parser for each step, in the order of the pipeline."""
+    data = verbs.add_parser("data", help="the data pipeline: download, split, tokenizer, tokenize, inspect")
+    steps = data.add_subparsers(required=True, metavar="STEP")
+    for name, (says, *places) in {
+        "download": ("fetch a corpus: hf:owner/name, https://…, stdlib or a path", "SOURCE", "DIR"),
+        "split": ("into training, validation and test documents, by hash", "SRC", "DIR"),
+        "tokenizer": ("train a tokenizer", "SRC", "FILE.json"),
+        "tokenize": ("write a token store: tokenizer=FILE.json", "SRC", "STORE"),
+        "inspect": ("what a corpus or a store holds", "PATH"),
+    }.items():
+        step = steps.add_parser(name, parents=[shared], help=says)
+        for number, place in enumerate(places):
+            kind = str if place == "SOURCE" else Path
+            step.add_argument(f"place{number}", type=kind, metavar=place)
+        step.add_argument("overrides", nargs="*", metavar="key=value")
+        step.add_argument("--json", action="store_true", help=argparse.SUPPRESS if name != "inspect" else "as JSON")
+        step.set_defaults(verb=_data, step=name, num_places=len(places))
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -177,6 +259,51 @@ def _export(options: argparse.Namespace) -> int:
     config = resolve.load(ExportConfig, None, options.overrides).config
     for path in export(options.run, options.folder, config):
         print(path)
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    """Run one step of the data pipeline."""
+    from importlib import import_module
+
+    from perjoule.config import resolve
+
+    module, step, section = DATA_STEPS[options.step]
+    places = [getattr(options, f"place{number}") for number in range(options.num_places)]
+    code = import_module(f"perjoule.data.{module}")
+    config = resolve.load(getattr(code, section), None, options.overrides).config
+    if options.step == "inspect":
+        found = code.inspect(*places, config, (lambda line: None) if options.json else print)
+        if options.json:
+            print(json.dumps(found.as_json()))
+        return 0
+    getattr(code, step)(*places, config, print)
+    return 0
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    """Estimate a recipe or the rest of a run, or score the estimators."""
+    if options.score is not None:
+        from perjoule.estimate.score import score, score_unseen
+
+        if bool(options.score) == bool(options.fit) or bool(options.fit) != bool(options.test):
+            raise ConfigError("--score needs measured runs: --score FILE…, or --score --fit FILE… --test FILE…")
+        if options.fit:
+            score_unseen(options.fit, options.test, print)
+        else:
+            score(options.score, print)
+        return 0
+    if options.fit or options.test:
+        raise ConfigError("--fit and --test need --score")
+    from perjoule import load
+    from perjoule.estimate.own.calibration import Trainer
+    from perjoule.estimate.own.verb import Request, estimate_verb
+    from perjoule.train.run import train
+
+    target, overrides = _split_recipe(options.target, options.overrides)
+    request = Request(target, overrides, options.calibrate, options.budget, options.device, options.alternatives)
+    for line in estimate_verb(request, Trainer(load, train)):
+        print(line, flush=True)
     return 0
 
 

@@ -9,17 +9,17 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 import perjoule
-from perjoule import data, models
+from perjoule import data, estimate, models
 from perjoule.config import Config
 from perjoule.config.resolve import load
 from perjoule.core.registry import Shelf
 from perjoule.measure import SHELF as METERS
 from perjoule.train.config import BackendConfig, TrainConfig
 
-SHELVES = (models.SHELF, data.SHELF, METERS)
+SHELVES = (models.SHELF, data.SHELF, METERS, estimate.SHELF)
 ENTRIES = [pytest.param(shelf, kind, id=f"{shelf.name}-{kind}") for shelf in SHELVES for kind in shelf.names()]
 SOURCE = Path(perjoule.__file__).parent
-RECIPES = sorted((SOURCE.parents[1] / "recipes").glob("*.yaml"))
+RECIPES = sorted((SOURCE.parents[1] / "recipes").rglob("*.yaml"))
 
 
 def _config_class(shelf: Shelf, kind: str) -> type[Config]:

@@ -4,6 +4,8 @@ The numbers in brackets are the pitfalls of public solutions that each test guar
 """
 
 import time
+import tracemalloc
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,33 +16,50 @@ from hypothesis import strategies as st
 from perjoule.core.errors import DataError
 from perjoule.core.labels import IGNORED
 from perjoule.data.contract import Batch
-from perjoule.data.reader import LongDocuments, PackedSamples, PaddedSamples, TextSamples
+from perjoule.data.reader import PackedSamples, PaddedSamples, TextSamples
+from perjoule.data.row_index import LongDocuments, row_index
+from perjoule.data.shards import Shard, SplitTokens
 
 BOS, PAD = 0, 1
 Documents = list[list[int]]
 
 documents_strategy = st.lists(st.lists(st.integers(2, 60), min_size=1, max_size=40), min_size=1, max_size=25)
+cuts_strategy = st.lists(st.integers(0, 25), max_size=4)
 quick = settings(deadline=None, max_examples=60)
 
 
-def stream(documents: Documents) -> tuple[list[int], np.ndarray]:
-    tokens, offsets = [], [0]
-    for document in documents:
-        tokens += [BOS, *document]
-        offsets.append(len(tokens))
-    return tokens, np.array(offsets)
+def stream(documents: Documents) -> list[int]:
+    return [token for document in documents for token in (BOS, *document)]
 
 
-def packed(documents: Documents, seq_len: int, seed: int | None = None) -> PackedSamples:
-    tokens, offsets = stream(documents)
-    return PackedSamples(np.array(tokens, np.uint16), offsets, seq_len, BOS, seed)
+def shard(documents: Documents) -> Shard:
+    tokens = np.array(stream(documents), np.uint16)
+    return Shard(tokens, np.cumsum([0, *(1 + len(document) for document in documents)]), num_bytes=len(tokens))
+
+
+def split(documents: Documents, cuts: Sequence[int] = ()) -> SplitTokens:
+    """Keep documents in shards that begin at the given ones; equal cuts give empty shards."""
+    begins = sorted(min(cut, len(documents)) for cut in cuts)
+    pairs = zip([0, *begins], [*begins, len(documents)], strict=True)
+    return SplitTokens(tuple(shard(documents[begin:end]) for begin, end in pairs))
+
+
+def packed(
+    documents: Documents, seq_len: int, seed: int | None = None, cuts: Sequence[int] = (), mask: bool = False
+) -> PackedSamples:
+    return PackedSamples(split(documents, cuts), seq_len, BOS, seed, mask)
 
 
 def padded(
-    documents: Documents, seq_len: int, long: LongDocuments = "split", seed: int | None = None, pad: int = PAD
+    documents: Documents,
+    seq_len: int,
+    long: LongDocuments = "split",
+    seed: int | None = None,
+    pad: int = PAD,
+    cuts: Sequence[int] = (),
 ) -> PaddedSamples:
-    tokens, offsets = stream(documents)
-    return PaddedSamples(np.array(tokens, np.uint16), offsets, seq_len, pad, long, seed)
+    whole = split(documents, cuts)
+    return PaddedSamples(whole, row_index(whole, seq_len, long, "", None), pad, seed)
 
 
 def rows(batch: Batch) -> list[tuple[list[int], list[int]]]:
@@ -52,10 +71,10 @@ def epoch(samples: TextSamples) -> list[tuple[list[int], list[int]]]:
 
 
 @quick
-@given(documents_strategy, st.integers(1, 12))
-def test_packed_rows_equal_the_definition(documents: Documents, seq_len: int) -> None:
+@given(documents_strategy, st.integers(1, 12), cuts_strategy)
+def test_packed_rows_equal_the_definition(documents: Documents, seq_len: int, cuts: list[int]) -> None:
     """[1, 3, 7]: full rows, BOS masked also where it is input 0, nothing thrown away but the rest."""
-    tokens, _ = stream(documents)
+    tokens = stream(documents)
     expected = []
     for start in range(0, len(tokens) - seq_len, seq_len):
         inputs, targets = tokens[start : start + seq_len], tokens[start + 1 : start + seq_len + 1]
@@ -63,9 +82,9 @@ def test_packed_rows_equal_the_definition(documents: Documents, seq_len: int) ->
         expected.append((inputs, labels))
     if not expected:
         with pytest.raises(DataError):
-            packed(documents, seq_len)
+            packed(documents, seq_len, cuts=cuts)
         return
-    samples = packed(documents, seq_len)
+    samples = packed(documents, seq_len, cuts=cuts)
     assert epoch(samples) == expected
     assert samples.num_samples == len(expected)
 
@@ -74,7 +93,7 @@ def test_packed_rows_equal_the_definition(documents: Documents, seq_len: int) ->
 @given(documents_strategy, st.integers(1, 8))
 def test_packed_invariants(documents: Documents, seq_len: int) -> None:
     documents = [*documents, [2] * seq_len]
-    tokens, _ = stream(documents)
+    tokens = stream(documents)
     samples = packed(documents, seq_len)
     batch = samples.batch(0, samples.num_samples)
     inputs, labels = batch.tensors["input_ids"].flatten(), batch.tensors["labels"].flatten()
@@ -132,8 +151,10 @@ def test_shuffled_epochs_hold_the_rows_of_the_stream(documents: Documents, seq_l
 
 
 @quick
-@given(documents_strategy, st.integers(1, 12), st.sampled_from(["split", "truncate"]))
-def test_padded_rows_equal_the_definition(documents: Documents, seq_len: int, long: LongDocuments) -> None:
+@given(documents_strategy, st.integers(1, 12), st.sampled_from(["split", "truncate"]), cuts_strategy)
+def test_padded_rows_equal_the_definition(
+    documents: Documents, seq_len: int, long: LongDocuments, cuts: list[int]
+) -> None:
     expected = []
     for document in documents:
         tokens = [BOS, *document]
@@ -142,7 +163,7 @@ def test_padded_rows_equal_the_definition(documents: Documents, seq_len: int, lo
             filled = piece + [PAD] * (seq_len + 1 - len(piece))
             labels = [*piece[1:], *[IGNORED] * (seq_len + 1 - len(piece))]
             expected.append((filled[:-1], labels))
-    assert epoch(padded(documents, seq_len, long)) == expected
+    assert epoch(padded(documents, seq_len, long, cuts=cuts)) == expected
 
 
 @quick
@@ -191,14 +212,14 @@ def test_batch_in_which_everything_is_ignored_says_so() -> None:
 
 
 @quick
-@given(documents_strategy, st.integers(1, 12), st.sampled_from(["packed", "split", "truncate"]))
-def test_counts_are_those_of_the_tensors(documents: Documents, seq_len: int, mode: str) -> None:
+@given(documents_strategy, st.integers(1, 12), st.sampled_from(["packed", "split", "truncate"]), cuts_strategy)
+def test_counts_are_those_of_the_tensors(documents: Documents, seq_len: int, mode: str, cuts: list[int]) -> None:
     documents = [[2] * seq_len, *documents]
     samples: TextSamples
     if mode == "packed":
-        samples = packed(documents, seq_len, seed=2)
+        samples = packed(documents, seq_len, seed=2, cuts=cuts)
     else:
-        samples = padded(documents, seq_len, "split" if mode == "split" else "truncate", seed=2)
+        samples = padded(documents, seq_len, "split" if mode == "split" else "truncate", seed=2, cuts=cuts)
     batch = samples.batch(0, samples.num_samples)
     labels = batch.tensors["labels"]
     coverage = samples.coverage
@@ -226,9 +247,51 @@ def test_seeking_costs_the_same_anywhere() -> None:
 
 def test_large_ids_survive() -> None:
     tokens = np.array([BOS, 70_000, 2**32 - 1, 5], np.uint32)
-    assert epoch(PackedSamples(tokens, np.array([0, 4]), 3, BOS, None)) == [
-        ([BOS, 70_000, 2**32 - 1], [IGNORED, 2**32 - 1, 5])
-    ]
+    large = SplitTokens((Shard(tokens, np.array([0, 4]), 4),))
+    assert epoch(PackedSamples(large, 3, BOS, None)) == [([BOS, 70_000, 2**32 - 1], [IGNORED, 2**32 - 1, 5])]
+
+
+def test_a_row_may_cross_many_shards() -> None:
+    documents = [[2], [3], [4], [5, 6, 7, 8, 9]]
+    assert epoch(packed(documents, 7, cuts=[1, 1, 2, 3])) == epoch(packed(documents, 7))
+    assert epoch(packed(documents, 7))[0][0] == [BOS, 2, BOS, 3, BOS, 4, BOS]
+
+
+@quick
+@given(documents_strategy, st.integers(1, 12), cuts_strategy, st.sampled_from([None, 5]))
+def test_documents_are_numbered_within_each_row(
+    documents: Documents, seq_len: int, cuts: list[int], seed: int | None
+) -> None:
+    documents = [*documents, [2] * seq_len]
+    samples = packed(documents, seq_len, seed, cuts, mask=True)
+    batch = samples.batch(1, samples.num_samples)
+    numbers = batch.tensors.pop("documents")
+    assert numbers.dtype == torch.int32
+    for inputs, numbered in zip(batch.tensors["input_ids"].tolist(), numbers.tolist(), strict=True):
+        assert numbered == [inputs[1 : place + 1].count(BOS) for place in range(seq_len)]
+    assert rows(batch) == rows(packed(documents, seq_len, seed, cuts).batch(1, samples.num_samples))
+
+
+def test_a_row_that_begins_within_a_document_and_one_that_begins_with_it_both_begin_with_document_zero() -> None:
+    batch = packed([[5, 6], [7, 8, 9]], 2, mask=True).batch(0, 3)
+    assert batch.tensors["input_ids"].tolist() == [[BOS, 5], [6, BOS], [7, 8]]
+    assert batch.tensors["documents"].tolist() == [[0, 0], [0, 1], [0, 0]]
+
+
+def test_a_trillion_tokens_are_opened_without_an_index_of_their_size() -> None:
+    tokens = np.broadcast_to(np.uint16(5), (1 << 27,))  # one number, seen 134 million times
+    part = Shard(tokens, np.arange(0, len(tokens) + 1, 1 << 17), 0)
+    trillion = SplitTokens((part,) * 8192)
+    tracemalloc.start()
+    samples = PackedSamples(trillion, 1000, BOS, seed=1)
+    batch = samples.batch(10**12, 64)
+    memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert trillion.num_tokens == 1 << 40
+    assert samples.num_samples == ((1 << 40) - 1) // 1000
+    assert samples.coverage.num_useful == samples.num_samples * 1000 - 8192 * 1024
+    assert (batch.tensors["input_ids"] == 5).all()
+    assert memory < 50e6, "bytes"
 
 
 def test_too_few_tokens_for_one_row_say_what_would_fit() -> None:

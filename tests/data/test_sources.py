@@ -1,17 +1,26 @@
 """What is a document, what is counted and skipped, and what stops the run."""
 
+import bz2
+import gzip
 import json
+import lzma
+import pickle
 import sys
 import sysconfig
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from perjoule.core.errors import DataError, MissingExtra
-from perjoule.data.sources import Document, Source, files_source, stdlib_source
+from perjoule.data import formats, sources
+from perjoule.data.formats import Limits
+from perjoule.data.sources import Document, Source, Unit, files_source, stdlib_source
 
 
 def read(source: Source) -> tuple[list[Document], dict[str, int]]:
@@ -131,13 +140,9 @@ def test_missing_path_names_the_nearest_sibling(tmp_path: Path) -> None:
 
 def test_folder_without_documents_and_file_of_another_kind_are_errors(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("text\nx\n")
-    with pytest.raises(
-        DataError, match=r"no file with documents below the folder .*accepted: \.txt, \.jsonl, \.parquet"
-    ):
+    with pytest.raises(DataError, match=r"no file with documents below the folder .*accepted: \.txt, \.jsonl \(both"):
         files_source(tmp_path, "text")
-    with pytest.raises(
-        DataError, match=r"cannot read documents from .*table\.csv; accepted: \.txt, \.jsonl, \.parquet"
-    ):
+    with pytest.raises(DataError, match=r"cannot read documents from .*table\.csv; accepted: \.txt, \.jsonl \(both"):
         files_source(tmp_path / "table.csv", "text")
 
 
@@ -182,7 +187,267 @@ def test_truncated_parquet_is_one_line(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow_says_which_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=["one"])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(
-        MissingExtra, match=r"a\.parquet needs pyarrow; install it with pip install 'perjoule\[parquet\]'"
-    ):
+    with pytest.raises(MissingExtra, match=r"a\.parquet needs pyarrow; install it with pip install 'perjoule\[data\]'"):
         read(files_source(path, "text"))
+
+
+def write_lines(path: Path, values: list[object]) -> Path:
+    path.write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
+    return path
+
+
+def compress(path: Path, suffix: str) -> Path:
+    """Write a file's content through the usual library for a suffix, and remove the file."""
+    data = path.read_bytes()
+    target = path.with_name(path.name + suffix)
+    if suffix == ".zst":
+        with pa.CompressedOutputStream(str(target), "zstd") as file:
+            file.write(data)
+    else:
+        libraries: dict[str, Any] = {".gz": gzip, ".bz2": bz2, ".xz": lzma}
+        target.write_bytes(libraries[suffix].compress(data))
+    path.unlink()
+    return target
+
+
+def rewrite_cells(path: Path, values: list[bytes]) -> Path:
+    """Write a parquet file whose column claims to be strings, whatever the bytes."""
+    cells = pa.array(values)
+    return write_parquet(path, text=pa.Array.from_buffers(pa.string(), len(values), cells.buffers()))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_compressed_rows_and_texts_are_read_as_if_they_were_not(tmp_path: Path, suffix: str) -> None:
+    compress(write_lines(tmp_path / "a.jsonl", ["one", None, "two"]), suffix)
+    compress(write_lines(tmp_path / "b.json", ["three"]), suffix)
+    (tmp_path / "c.txt").write_text("four")
+    compress(tmp_path / "c.txt", suffix)
+    documents, skipped = read(files_source(tmp_path, "text"))
+    assert [document.text for document in documents] == ["one", "two", "three", "four"]
+    assert documents[3].key == "c.txt", "a text keeps its split when it is compressed"
+    assert skipped == {"null": 1}
+
+
+def test_lone_json_file_is_no_source_of_documents(tmp_path: Path) -> None:
+    write_lines(tmp_path / "manifest.json", ["x"])
+    write_lines(tmp_path / "a.jsonl", ["one"])
+    assert texts(files_source(tmp_path, "text")) == ["one"]
+
+
+def test_several_members_of_a_gzip_file_are_one_file(tmp_path: Path) -> None:
+    first, second = (json.dumps({"text": text}).encode() + b"\n" for text in ("one", "two"))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(first) + gzip.compress(second))
+    assert texts(files_source(tmp_path / "a.jsonl.gz", "text")) == ["one", "two"]
+
+
+def test_blank_documents_are_counted_and_skipped(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", [" ", "\n\t", "x", "\u3000"])
+    (tmp_path / "b.txt").write_text("\n\n")
+    documents, skipped = read(files_source(tmp_path, "text"))
+    assert [document.text for document in documents] == ["x"]
+    assert skipped == {"blank": 4}
+
+
+def test_parquet_string_that_is_not_utf8_is_counted_and_its_neighbours_are_kept(tmp_path: Path) -> None:
+    path = rewrite_cells(tmp_path / "a.parquet", [b"one", "größer".encode("latin-1"), b"two"])
+    documents, skipped = read(files_source(path, "text"))
+    assert [(document.name, document.text) for document in documents] == [
+        ("a.parquet:0", "one"),
+        ("a.parquet:2", "two"),
+    ]
+    assert skipped == {"not_utf8": 1}
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_cut_off_compressed_file_is_one_line(tmp_path: Path, suffix: str) -> None:
+    path = compress(write_lines(tmp_path / "a.jsonl", [f"text {number}" * 9 for number in range(2000)]), suffix)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"cannot decompress .*a\.jsonl.*; is it cut off or damaged\? \(") as caught:
+        read(files_source(path, "text"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_file_that_is_not_compressed_as_it_says_is_one_line(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_text("just text, not compressed at all")
+    with pytest.raises(DataError, match=r"cannot decompress .*; is it cut off or damaged\? \(") as caught:
+        read(files_source(path, "text"))
+    assert "\n" not in str(caught.value)
+
+
+def test_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
+        for _ in range(80):
+            file.write(b" " * (1 << 20))
+    source = files_source(tmp_path, "text")
+    with pytest.raises(
+        DataError, match=r"a\.txt\.gz decompresses to more than 67\.1 MB: .* or limits.max_ratio \(250\)"
+    ):
+        read(Source(source.root, source.files, limits=Limits(max_ratio=250)))
+    assert read(files_source(tmp_path, "text", Limits(max_ratio=2000))) == ([], {"blank": 1})
+    with pytest.raises(DataError, match=r"decompresses to more than 1 kB: .* raise limits.max_bytes \(1000\)"):
+        read(files_source(tmp_path, "text", Limits(max_bytes=1000)))
+
+
+def test_zstd_without_pyarrow_says_which_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    compress(tmp_path / "a.txt", ".zst")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtra, match=r"a\.txt\.zst needs pyarrow; .*perjoule\[data\]"):
+        read(files_source(tmp_path, "text"))
+
+
+def test_text_in_one_parquet_file_and_numbers_in_another_is_an_error(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", text=["x"])
+    write_parquet(tmp_path / "b.parquet", text=pa.array(["y"]).dictionary_encode())
+    assert texts(files_source(tmp_path, "text")) == ["x", "y"]
+    write_parquet(tmp_path / "c.parquet", text=[3])
+    with pytest.raises(
+        DataError, match=r"the column 'text' is string in a\.parquet and int64 in c\.parquet of .*; accepted"
+    ):
+        files_source(tmp_path, "text").units()
+
+
+def test_column_that_one_file_of_many_lacks_is_found_before_anything_is_read(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", text=["x"])
+    write_parquet(tmp_path / "b.parquet", body=["x"])
+    with pytest.raises(DataError, match=r"no column 'text' in .*b\.parquet: accepted: body"):
+        files_source(tmp_path, "text").units()
+
+
+def mixed_folder(folder: Path) -> Path:
+    """Write some of every kind."""
+    for name in ("a.txt", "b.txt", "d.txt"):
+        (folder / name).write_text(f"the text of {name}\n")
+    write_lines(folder / "c.jsonl", [f"line {number}" for number in range(100)])
+    parquet.write_table(
+        pa.table({"text": [f"row {number}" for number in range(100)]}), folder / "e.parquet", row_group_size=7
+    )
+    compress(write_lines(folder / "f.jsonl", ["packed"]), ".gz")
+    return folder
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 20, 64, 300, 1 << 20])
+def test_units_of_any_size_hold_all_documents_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit_bytes: int
+) -> None:
+    source = files_source(mixed_folder(tmp_path), "text")
+    expected = [(document.text, document.key) for document in read(source)[0]]
+    assert len(expected) == 204
+    monkeypatch.setattr(sources, "UNIT_BYTES", unit_bytes)
+    units = source.units()
+    documents = [document for unit in units for document in source.read(unit, Counter())]
+    assert [(document.text, document.key) for document in documents] == expected
+    assert len({document.name for document in documents}) == 204, "every name says one place"
+    assert source.units() == units
+    assert len(units) > 15 if unit_bytes <= 20 else len(units) >= 5
+
+
+def test_unit_is_the_same_after_json_and_in_another_process(tmp_path: Path) -> None:
+    source = files_source(mixed_folder(tmp_path), "text")
+    for unit in source.units():
+        assert Unit.from_json(json.loads(json.dumps(unit.as_json()))) == unit
+        assert pickle.loads(pickle.dumps(unit)) == unit
+    assert read(pickle.loads(pickle.dumps(source))) == read(source)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(st.text(max_size=12), max_size=12), st.integers(1, 60), st.booleans())
+def test_every_line_is_in_one_unit_wherever_the_cuts_fall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[str], unit_bytes: int, ends: bool
+) -> None:
+    path = tmp_path / "a.jsonl"
+    content = "\n".join(json.dumps({"text": row}, ensure_ascii=False) for row in rows) + "\n" * ends
+    path.write_bytes(content.encode())
+    monkeypatch.setattr(sources, "UNIT_BYTES", unit_bytes)
+    assert texts(files_source(path, "text")) == [row for row in rows if row and not row.isspace()]
+
+
+def test_broken_line_far_into_a_file_is_named_by_its_number_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [f"row {number}" for number in range(50)])
+    path.write_text(path.read_text() + "{broken\n")
+    for unit_bytes in (1 << 20, 19, 20, 7):
+        monkeypatch.setattr(sources, "UNIT_BYTES", unit_bytes)
+        with pytest.raises(DataError, match=r"a\.jsonl:51 is not JSON"):
+            read(files_source(path, "text"))
+
+
+def test_column_may_be_absent_from_a_later_stretch_of_a_large_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", ["x"])
+    path.write_text(path.read_text() + '{"other": 1}\n' * 5)
+    monkeypatch.setattr(sources, "UNIT_BYTES", 16)
+    assert read(files_source(path, "text"))[1] == {"null": 5}
+
+
+def test_few_rows_are_held_at_once_where_rows_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=[f"{number}" * 1000 for number in range(64)])
+    monkeypatch.setattr(formats, "_BATCH_BYTES", 4000)
+    seen: list[int] = []
+    cells = formats._cells
+
+    def count(column: Any) -> list[object]:
+        seen.append(len(column))
+        return cells(column)
+
+    monkeypatch.setattr(formats, "_cells", count)
+    assert len(texts(files_source(path, "text"))) == 64
+    assert max(seen) <= 4 and sum(seen) == 64
+
+
+def split_folder(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "part.txt").write_text(f"text of {name}")
+    return folder
+
+
+def test_folder_with_splits_gives_documents_that_know_theirs(tmp_path: Path) -> None:
+    source = files_source(split_folder(tmp_path, "train", "validation", "test"), "text")
+    assert source.splits == ("train", "validation", "test")
+    assert {document.text: document.split for document in read(source)[0]} == {
+        f"text of {name}": name for name in ("train", "validation", "test")
+    }
+    assert {unit.split for unit in source.units()} == set(source.splits), "no unit has documents of two splits"
+    assert texts(source.only("test")) == ["text of test"]
+    assert source.only("test").splits == ("test",)
+
+
+def test_folder_with_one_split_only_is_a_plain_folder(tmp_path: Path) -> None:
+    source = files_source(split_folder(tmp_path, "train", "more"), "text")
+    assert source.splits == ()
+    assert {document.split for document in read(source)[0]} == {None}
+    with pytest.raises(DataError, match=r"no split 'train' in .*: it is not split"):
+        source.only("train")
+
+
+def test_split_that_a_corpus_lacks_names_those_it_has(tmp_path: Path) -> None:
+    source = files_source(split_folder(tmp_path, "train", "test"), "text")
+    with pytest.raises(DataError, match=r"no split 'validation' in .*: it has train, test"):
+        source.only("validation")
+
+
+def test_folder_split_in_part_or_under_another_name_is_an_error(tmp_path: Path) -> None:
+    folder = split_folder(tmp_path / "a", "train", "test", "extra")
+    with pytest.raises(DataError, match=r"is split into train, test, but extra/part\.txt is in none of them: move it"):
+        files_source(folder, "text")
+    folder = split_folder(tmp_path / "b", "train", "val")
+    with pytest.raises(DataError, match=r"split, but into train and val: rename the folder to validation"):
+        files_source(folder, "text")
+
+
+def test_listing_changes_with_names_sizes_and_times_and_is_not_the_content(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    source = files_source(tmp_path, "text")
+    first = source.listing()
+    assert first == source.listing()
+    assert (first["files"], first["bytes"]) == (1, 3)
+    (tmp_path / "a.txt").write_text("two!")
+    assert source.listing() != first
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*a\.txt: No such file"):
+        source.listing()

@@ -111,3 +111,13 @@ def test_missing_or_foreign_file_is_an_error(tmp_path: Path) -> None:
 def test_vocabulary_below_the_bytes_is_refused() -> None:
     with pytest.raises(ValidationError, match=re.escape("must be at least 258 (256 bytes and 2 special tokens)")):
         TokenizerConfig(vocab_size=257)
+
+
+def test_unknown_token_is_known_where_there_is_one(
+    word_tokenizer: Callable[[Mapping[str, int], str], Path],
+) -> None:
+    assert TRAINED.unk_id is None
+    assert TextTokenizer.load(word_tokenizer({"a": 0, "[UNK]": 1}, "<s>")).unk_id == 1
+    unigram = Tokenizer(models.Unigram([("<s>", 0.0), ("a", -1.0), ("<unk>", -9.0)], unk_id=2))
+    unigram.add_special_tokens(["<s>"])
+    assert TextTokenizer.wrap(unigram, "a test").unk_id == 2

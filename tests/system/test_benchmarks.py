@@ -357,3 +357,12 @@ def test_a_folder_without_complete_recordings_is_refused(recorded: Path, tmp_pat
         replay.report(recorded, None, 0.1)
     with pytest.raises(SystemExit):
         attribution.main(["--replay", str(recorded)])
+
+
+def test_data_pipeline_compares_with_the_tokenizers_own_batches(tmp_path: Path) -> None:
+    assert "tokenizers encode_batch_fast / perjoule" in ratios(tmp_path, "benchmarks.data_pipeline")
+
+
+def test_longnet_compares_patterns_with_dense_attention(tmp_path: Path) -> None:
+    found = ratios(tmp_path, "benchmarks.longnet")
+    assert {"dense / half, attention, 512", "512 / 256, attention, paper"} <= set(found)

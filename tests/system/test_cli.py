@@ -76,7 +76,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("shelf", ["models", "data", "measure"])
+@pytest.mark.parametrize("shelf", ["models", "data", "measure", "estimate"])
 def test_every_shelf_is_listed_with_a_line_for_each_entry(shelf: str, capsys: pytest.CaptureFixture[str]) -> None:
     from importlib import import_module
 
@@ -235,3 +235,21 @@ def test_the_package_itself_is_the_verb(tiny: Tiny) -> None:
     assert package.train.__name__ == "perjoule.train", "and still the module"
     with pytest.raises(AttributeError, match="module 'perjoule' has no attribute 'trian'"):
         _ = package.trian
+
+
+def test_inspect_prints_json_for_programs(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "inspect", str(corpus), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found
+
+
+@pytest.mark.parametrize("words", [["--score"], ["--score", "a.csv", "--fit", "b.csv"], ["--score", "--fit", "b.csv"]])
+def test_scoring_without_measured_runs_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", *words]) == 2
+    line = "perjoule: --score needs measured runs: --score FILE…, or --score --fit FILE… --test FILE…\n"
+    assert capsys.readouterr().err == line
+
+
+def test_rows_to_score_without_scoring_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--fit", "a.csv"]) == 2
+    assert capsys.readouterr().err == "perjoule: --fit and --test need --score\n"

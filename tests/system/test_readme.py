@@ -19,6 +19,9 @@ ENERGY = re.findall(
 HUGGINGFACE = re.findall(
     r"^```(\w+)\n(.*?)^```", (ROOT / "docs" / "huggingface.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
 )
+DATA = re.findall(
+    r"^```sh\n(.*?)^```", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
 SHORT = ["stop.steps=3", "evaluate.every_steps=2", "evaluate.batches=1", "model.dim=32", "backend=plain"]
 
 
@@ -117,3 +120,21 @@ def test_commands_and_python_of_the_hugging_face_page_work(checkout: Path, cache
     assert "exported/model.safetensors" in printed[1].splitlines()
     assert printed[2].startswith("['The energy of")
     assert printed[3].split()[0] == "64"
+
+
+def test_five_steps_of_the_data_page_end_in_a_trained_model(checkout: Path, cache: Path) -> None:
+    (block,) = DATA
+    printed = []
+    for line in block.splitlines():
+        words = shlex.split(line)
+        printed.append(run([*words, *(SHORT if words[1] == "train" else [])], checkout, cache))
+    assert [words.split()[2] for words in block.splitlines()[:5]] == [
+        "download",
+        "split",
+        "tokenizer",
+        "tokenize",
+        "inspect",
+    ]
+    assert "train: " in printed[3]
+    assert "padded" in printed[4]
+    assert "finished: reached 3 steps" in printed[5]

@@ -10,8 +10,10 @@ SHELF = Shelf(
     "data",
     {
         "dyck": "perjoule.data.sets.dyck:DyckConfig",
+        "mixture": "perjoule.data.sets.mixture:MixtureConfig",
         "recall": "perjoule.data.sets.recall:RecallConfig",
         "stdlib": "perjoule.data.sets.stdlib:StdlibConfig",
+        "store": "perjoule.data.sets.store:StoreConfig",
         "text": "perjoule.data.sets.text:TextFilesConfig",
     },
 )

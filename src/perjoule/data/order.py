@@ -51,18 +51,23 @@ def _feistel(indices: Indices, a: int, b: int, keys: list[int]) -> Indices:
     x, y = np.divmod(indices, b)
     for number, key in enumerate(keys):
         if number % 2:
-            y = (y + _hash(x, key)) % b
+            y = (y + hashed(x, key)) % b
         else:
-            x = (x + _hash(y, key)) % a
+            x = (x + hashed(y, key)) % a
     return x * b + y
 
 
-def _hash(values: Indices, key: int) -> Indices:
-    """Mix each value with the key (the finalizer of SplitMix64), to 31 bits so that sums stay within int64."""
-    mixed = values.astype(np.uint64) ^ np.uint64(key)
-    mixed = (mixed ^ mixed >> _SHIFT_1) * _MIX_1
-    mixed = (mixed ^ mixed >> _SHIFT_2) * _MIX_2
-    return (mixed >> _KEPT).astype(np.int64)
+def hashed(values: Indices, key: int) -> Indices:
+    """Return a hash of each value, of 31 bits so that sums stay within int64 (the finalizer of SplitMix64).
+
+    Args:
+        values: (n,) not negative.
+        key: chooses the hash; 64 bits.
+    """
+    bits = values.astype(np.uint64) ^ np.uint64(key)
+    bits = (bits ^ bits >> _SHIFT_1) * _MIX_1
+    bits = (bits ^ bits >> _SHIFT_2) * _MIX_2
+    return (bits >> _KEPT).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -86,16 +91,16 @@ class Order:
         while rows > 0:
             epoch, index = divmod(start, self.num_samples)
             block, offset = divmod(index, _BLOCK)
-            part = _block(self.num_samples, derive(self.seed, "order", epoch), block)[offset : offset + rows]
+            part = _block(self.num_samples, self.seed, epoch, block)[offset : offset + rows]
             parts.append(part)
             start, rows = start + len(part), rows - len(part)
-        return np.concatenate(parts)
+        return parts[0].copy() if len(parts) == 1 else np.concatenate(parts)
 
 
-@functools.lru_cache(maxsize=16)
-def _block(num_samples: int, key: int, block: int) -> Indices:
+@functools.lru_cache(maxsize=64)
+def _block(num_samples: int, seed: int, epoch: int, block: int) -> Indices:
     """Permute a block of neighbouring positions at once: numpy costs the same for 1,024 indices as for 8."""
     indices = np.arange(block * _BLOCK, min((block + 1) * _BLOCK, num_samples), dtype=np.int64)
-    image = permute(indices, num_samples, key)
+    image = permute(indices, num_samples, derive(seed, "order", epoch))
     image.flags.writeable = False
     return image

@@ -1,49 +1,82 @@
 """Where documents come from: the files of the standard library, or text, JSON-lines and parquet files.
 
 A source lists its files when it is made and reads them when asked, one document after the other, as often as needed:
-memory does not grow with the corpus. What cannot be trained on (a null cell, an empty one, bytes, a file that is not
-UTF-8) is counted by reason and skipped; what makes the rest doubtful (a broken line, a cut-off file) is an error.
+memory does not grow with the corpus. It can be cut into units of work that depend on the files alone.
+
+A folder with ``train`` and ``validation`` or ``test`` below it is a corpus that is split already: its documents know
+their split.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perjoule.core.errors import DataError, MissingExtra, nearest, suggestion
+from perjoule.core.errors import DataError, nearest
+from perjoule.data import formats
+from perjoule.data.formats import DEFAULT_LIMITS, Kind, Limits, is_compressed, kind_of, reading, uncompressed_name
+from perjoule.data.split import SPLITS, TRAIN
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
-NULL, EMPTY, NOT_TEXT, NOT_UTF8 = "null", "empty", "not_text", "not_utf8"
-"""Why a document was skipped."""
+UNIT_BYTES = 32 << 20
+"""A unit of work is about this much of the files: enough to keep a core busy for seconds, little enough to lose."""
 
+_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation"}
 _NOT_LIBRARY = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "idle_test", "turtledemo"}
 )
-_PARQUET_ROWS = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
     """A piece of text that is not continued elsewhere.
 
     Args:
-        name: where it stands: the file's relative path, with the row's number in a file of rows (``a.jsonl:7``).
-        text: never empty, always encodable as UTF-8.
+        name: where it stands: the file's relative path, with the row's number in a file of rows (``a.jsonl:7``; beyond
+            the first unit of a large file, ``a.jsonl@33554432:7``, the seventh line that begins there or later).
+        text: never blank, always encodable as UTF-8.
         key: what decides its split: the name of a file, the content of a row (so that copies stay together).
+        split: that of the folder it lies in, if its corpus is split already; else None, and ``key`` decides.
     """
 
     name: str
     text: str
     key: str
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a source, to be read at once: some text files, or a range of one file of rows.
+
+    Args:
+        files: relative POSIX paths; several only if they are text.
+        begin: where to begin: a row group of parquet, a byte of uncompressed JSON lines.
+        end: where to end (exclusive); None: with the file.
+        split: of all documents in it, if the corpus is split already.
+        num_bytes: of the files on disk, or of the parquet column when decompressed: for progress, not for accounts.
+    """
+
+    files: tuple[str, ...]
+    begin: int = 0
+    end: int | None = None
+    split: str | None = None
+    num_bytes: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what :meth:`from_json` understands."""
+        return {**asdict(self), "files": list(self.files)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Unit:
+        """Return the unit that :meth:`as_json` described."""
+        return cls(**{**value, "files": tuple(value["files"])})
 
 
 @dataclass(frozen=True)
@@ -55,12 +88,16 @@ class Source:
         files: relative POSIX paths, sorted.
         column: the field that holds the text of a row.
         facts: more for the manifest (JSON).
+        splits: of a corpus that is split already, the splits it has; else none.
+        limits: of compressed files.
     """
 
     root: Path
     files: tuple[str, ...]
     column: str = "text"
     facts: Mapping[str, Any] = field(default_factory=dict)
+    splits: tuple[str, ...] = ()
+    limits: Limits = DEFAULT_LIMITS
 
     def fingerprint(self) -> str:
         """Return a hash of the names and bytes of all files, and of the column where rows are read.
@@ -71,37 +108,128 @@ class Source:
         total = hashlib.blake2b(digest_size=16)
         for name in self.files:
             path = self.root / name
-            with _reading(path), path.open("rb") as file:
+            with reading(path), path.open("rb") as file:
                 content = hashlib.file_digest(file, hashlib.blake2b).digest()
-            column = self.column if path.suffix in {".jsonl", ".parquet"} else ""
+            column = self.column if _has_rows(name) else ""
             total.update(repr((name, column)).encode(errors="surrogateescape") + content)
+        if self.splits:
+            total.update(repr(self.splits).encode())
         return total.hexdigest()
+
+    def listing(self) -> dict[str, Any]:
+        """Return what tells the source from another without reading it: a hash of names, sizes and times (JSON).
+
+        Raises:
+            DataError: if a file is gone.
+        """
+        total = hashlib.blake2b(digest_size=16)
+        num_bytes = 0
+        for name in self.files:
+            path = self.root / name
+            with reading(path):
+                status = path.stat()
+            num_bytes += status.st_size
+            total.update(repr((name, status.st_size, status.st_mtime_ns)).encode(errors="surrogateescape"))
+        return {"files": len(self.files), "bytes": num_bytes, "listing": total.hexdigest()}
+
+    def units(self) -> tuple[Unit, ...]:
+        """Cut the source into parts that depend on its files only; their documents in order are all documents.
+
+        Raises:
+            DataError: if a file cannot be read, or parquet files disagree on the column.
+            MissingExtra: for parquet files without pyarrow.
+        """
+        found: list[Unit] = []
+        first_parquet: tuple[str, formats.RowGroups] | None = None
+        for name in self.files:
+            path, split = self.root / name, self._split_of(name)
+            with reading(path):
+                size = path.stat().st_size
+            match kind_of(name):
+                case Kind.PARQUET:
+                    groups = formats.row_groups(path, self.column)
+                    first_parquet = first_parquet or (name, groups)
+                    self._check_same_type(first_parquet, (name, groups))
+                    found += (
+                        Unit((name,), begin, end, split, num_bytes) for begin, end, num_bytes in _cut(groups.num_bytes)
+                    )
+                case Kind.JSON_LINES if not is_compressed(name):
+                    for begin in range(0, size, UNIT_BYTES):
+                        end = min(begin + UNIT_BYTES, size)
+                        found.append(Unit((name,), begin, end, split, end - begin))
+                case Kind.JSON_LINES:
+                    found.append(Unit((name,), split=split, num_bytes=size))
+                case _:
+                    last = found[-1] if found else None
+                    if last and not _has_rows(last.files[0]) and last.split == split and last.num_bytes < UNIT_BYTES:
+                        found[-1] = Unit((*last.files, name), split=split, num_bytes=last.num_bytes + size)
+                    else:
+                        found.append(Unit((name,), split=split, num_bytes=size))
+        return tuple(found)
+
+    def read(self, unit: Unit, skipped: Counter[str]) -> Iterator[Document]:
+        """Read the documents of one unit.
+
+        Args:
+            unit: one of :meth:`units`.
+            skipped: counts what is left out, by reason (``null``, ``empty``, ``blank``, ``not_text``, ``not_utf8``).
+
+        Raises:
+            DataError: for an unreadable or damaged file, a broken line, or a column that no row has.
+            MissingExtra: for a parquet file or zstd without pyarrow.
+        """
+        for name in unit.files:
+            path, kind = self.root / name, kind_of(name)
+            place = name
+            if kind is Kind.PARQUET:
+                rows = formats.parquet_rows(path, self.column, unit.begin, unit.end)
+            elif kind is Kind.JSON_LINES:
+                rows = formats.json_rows(path, self.column, unit.begin, unit.end, self.limits)
+                place = f"{name}@{unit.begin}" if unit.begin else name
+            else:
+                text = formats.file_text(path, self.limits, skipped)
+                if text is not None:
+                    yield Document(name, text, uncompressed_name(name), unit.split)
+                continue
+            for number, value in rows:
+                text = formats.usable(value, skipped)
+                if text is not None:
+                    yield Document(f"{place}:{number}", text, text, unit.split)
 
     def documents(self, skipped: Counter[str]) -> Iterator[Document]:
         """Read every document.
 
         Args:
-            skipped: counts what is left out, by reason (``null``, ``empty``, ``not_text``, ``not_utf8``).
+            skipped: as in :meth:`read`.
 
         Raises:
-            DataError: for an unreadable or damaged file, a broken line, or a column that no row has.
-            MissingExtra: for a parquet file without pyarrow.
+            DataError: as :meth:`units` and :meth:`read`.
+            MissingExtra: as :meth:`units` and :meth:`read`.
         """
-        for name in self.files:
-            path = self.root / name
-            if path.suffix == ".jsonl":
-                rows = _jsonl_rows(path, self.column, skipped)
-            elif path.suffix == ".parquet":
-                rows = _parquet_rows(path, self.column)
-            else:
-                text = _file_text(path, skipped)
-                if text is not None:
-                    yield Document(name, text, key=name)
-                continue
-            for number, value in rows:
-                text = _usable(value, skipped)
-                if text is not None:
-                    yield Document(f"{name}:{number}", text, key=text)
+        for unit in self.units():
+            yield from self.read(unit, skipped)
+
+    def only(self, split: str) -> Source:
+        """Return one split of a corpus that is split already, as a source with the same names.
+
+        Raises:
+            DataError: if the corpus is not split or has no such split.
+        """
+        if split not in self.splits:
+            has = f"it has {', '.join(self.splits)}" if self.splits else "it is not split"
+            raise DataError(f"no split {split!r} in {self.root}: {has}")
+        files = tuple(name for name in self.files if self._split_of(name) == split)
+        return Source(self.root, files, self.column, self.facts, (split,), self.limits)
+
+    def _split_of(self, name: str) -> str | None:
+        """Return the split a file belongs to."""
+        return name.partition("/")[0] if self.splits else None
+
+    def _check_same_type(self, first: tuple[str, formats.RowGroups], other: tuple[str, formats.RowGroups]) -> None:
+        """Refuse text in one file and numbers in another: one of them is not what it should be."""
+        if first[1].is_text != other[1].is_text:
+            types = " and ".join(f"{groups.column_type} in {name}" for name, groups in (first, other))
+            raise DataError(f"the column {self.column!r} is {types} of {self.root}; accepted: strings in every file")
 
 
 def stdlib_source() -> Source:
@@ -111,130 +239,82 @@ def stdlib_source() -> Source:
         DataError: if this interpreter keeps its library elsewhere than in files.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    files = _walk(root, (".py",), _NOT_LIBRARY) if root.is_dir() else ()
+    files = walk(root, lambda name: name.endswith(".py"), _NOT_LIBRARY) if root.is_dir() else ()
     if not files:
         raise DataError(f"the standard library of this Python is not in files at {root}; use data.kind=text and a path")
     return Source(root, files, facts={"python": platform.python_version()})
 
 
-def files_source(path: Path, column: str) -> Source:
-    """Return one file, or all text files below a folder (hidden ones excepted).
+def files_source(path: Path, column: str, limits: Limits = DEFAULT_LIMITS) -> Source:
+    """Return one file, or all files with documents below a folder (hidden ones excepted).
 
     Args:
-        path: a ``.txt``, ``.jsonl`` or ``.parquet`` file, or a folder of such.
-        column: the field of ``.jsonl`` and ``.parquet`` rows that holds the text.
+        path: a text, JSON-lines or parquet file, or a folder of such; a folder with ``train`` and ``validation`` or
+            ``test`` below it is a corpus that is split already.
+        column: the field of rows that holds the text.
+        limits: of compressed files.
 
     Raises:
-        DataError: if there is nothing at ``path`` that can be read.
+        DataError: if there is nothing at ``path`` that can be read, or it is split in part only.
     """
-    accepted = ", ".join(SUFFIXES)
     path = path.expanduser()
     facts = {"path": str(path.absolute())}
     if path.is_dir():
-        files = _walk(path, SUFFIXES, frozenset())
+        files = walk(path, lambda name: kind_of(name) is not None, frozenset())
         if not files:
-            raise DataError(f"no file with documents below the folder {path}; accepted: {accepted}")
-        return Source(path, files, column, facts)
+            raise DataError(f"no file with documents below the folder {path}; accepted: {formats.ACCEPTED}")
+        return Source(path, files, column, facts, _splits(path, files), limits)
     if not path.exists():
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
         near = nearest(path.name, siblings)
         raise DataError(f"no file or folder {path}" + (f"; did you mean {near!r}?" if near else ""))
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"cannot read documents from {path}; accepted: {accepted}, or a folder of such files")
-    return Source(path.parent, (path.name,), column, facts)
+    if kind_of(path.name) is None:
+        raise DataError(f"cannot read documents from {path}; accepted: {formats.ACCEPTED}, or a folder of such files")
+    return Source(path.parent, (path.name,), column, facts, limits=limits)
 
 
-def _walk(root: Path, suffixes: tuple[str, ...], excluded: frozenset[str]) -> tuple[str, ...]:
-    """Return the relative paths of all files with one of the suffixes, sorted, hidden names left out."""
+def _splits(root: Path, files: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the splits of a folder that is a split corpus; none if it is a plain folder."""
+    present = tuple(split for split in SPLITS if (root / split).is_dir())
+    aliases = [name for name in _ALIASES if (root / name).is_dir()]
+    if TRAIN not in present or (len(present) == 1 and not aliases):
+        return ()
+    if aliases:  # read as a plain folder, it would be trained on what is held out
+        raise DataError(f"{root} is split, but into {TRAIN} and {aliases[0]}: rename the folder to validation")
+    stray = next((name for name in files if name.partition("/")[0] not in present), None)
+    if stray is not None:
+        raise DataError(f"{root} is split into {', '.join(present)}, but {stray} is in none of them: move it")
+    return present
+
+
+def walk(root: Path, accepts: Callable[[str], bool], excluded: frozenset[str]) -> tuple[str, ...]:
+    """Return the relative POSIX paths of all files with accepted names, sorted; hidden ones are left out.
+
+    Args:
+        root: a folder.
+        accepts: takes the last part of a path.
+        excluded: names of subfolders that are left out.
+    """
     found = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in excluded and not name.startswith(".")]
-        paths = (Path(folder, name) for name in names if not name.startswith(".") and name.endswith(suffixes))
+        paths = (Path(folder, name) for name in names if not name.startswith(".") and accepts(name))
         found += [path.relative_to(root).as_posix() for path in paths]
     return tuple(sorted(found))
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Say which file could not be read."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+def _has_rows(name: str) -> bool:
+    """Return whether a file is one of rows; any other is one document."""
+    return kind_of(name) in {Kind.JSON_LINES, Kind.PARQUET}
 
 
-def _usable(value: object, skipped: Counter[str]) -> str | None:
-    """Return a cell that can be trained on; count and drop any other. ``str(None)`` is never a document."""
-    reason = None
-    if value is None:
-        reason = NULL
-    elif not isinstance(value, str):
-        reason = NOT_TEXT
-    elif not value:
-        reason = EMPTY
-    else:
-        try:
-            value.encode()  # half a surrogate pair ("\ud800" in JSON) is a str that is not text
-        except UnicodeEncodeError:
-            reason = NOT_UTF8
-        else:
-            return value
-    skipped[reason] += 1
-    return None
-
-
-def _file_text(path: Path, skipped: Counter[str]) -> str | None:
-    """Read a whole file as one document, newlines untouched; a byte order mark is no text."""
-    with _reading(path):
-        data = path.read_bytes()
-    try:
-        return _usable(data.decode("utf-8-sig"), skipped)
-    except UnicodeDecodeError:
-        skipped[NOT_UTF8] += 1
-        return None
-
-
-def _jsonl_rows(path: Path, column: str, skipped: Counter[str]) -> Iterator[tuple[int, object]]:
-    """Yield the line number and the cell of each row; a row without the key is a null."""
-    keys: set[str] = set()
-    with _reading(path), path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError:
-                skipped[NOT_UTF8] += 1
-                continue
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}:{number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{path}:{number} must be an object with the key {column!r}, not {json.dumps(row)[:40]}"
-                )
-            keys |= row.keys()
-            yield number, row.get(column)
-    if keys and column not in keys:
-        raise DataError(f"no column {column!r} in {path}: {suggestion(column, keys)}")
-
-
-def _parquet_rows(path: Path, column: str) -> Iterator[tuple[int, object]]:
-    """Yield the row number, from 0, and the cell of each row."""
-    try:
-        import pyarrow  # type: ignore[import-untyped]
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtra(f"reading {path} needs pyarrow; install it with pip install 'perjoule[parquet]'") from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if column not in names:
-                raise DataError(f"no column {column!r} in {path}: {suggestion(column, names)}")
-            number = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    yield number, value
-                    number += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"cannot read {path} as parquet; is it cut off? ({reason})") from error
+def _cut(num_bytes: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield the ranges of row groups that make up units, with the bytes of each."""
+    begin = end = size = 0
+    for count in num_bytes:
+        end, size = end + 1, size + count
+        if size >= UNIT_BYTES:
+            yield begin, end, size
+            begin, size = end, 0
+    if end > begin:
+        yield begin, end, size

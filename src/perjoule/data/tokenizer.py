@@ -8,9 +8,11 @@ spell a special token stays text, so that a BOS in the stream always is a docume
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, field_validator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -94,6 +96,16 @@ class TextTokenizer:
             raise DataError(f"{path} is not a Hugging Face tokenizers file (tokenizer.json): {error}") from error
         return cls.wrap(inner, str(path))
 
+    @property
+    def unk_id(self) -> int | None:
+        """Return the id of what cannot be encoded; None if everything can."""
+        model = self.inner.model
+        name = getattr(model, "unk_token", None)
+        if name is None and isinstance(model, models.Unigram):
+            position = json.loads(self.inner.to_str())["model"]["unk_id"]
+            return None if position is None else int(position)
+        return None if name is None else self.inner.token_to_id(name)
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without BOS."""
         return list(self.inner.encode(text, add_special_tokens=False).ids)
@@ -105,6 +117,38 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; special tokens are left out."""
         return str(self.inner.decode(list(ids), skip_special_tokens=True))
+
+
+def byte_level_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    special_tokens: Sequence[str],
+    min_frequency: int = 0,
+    normalizer: Any = None,
+) -> Tokenizer:
+    """Train a byte-level BPE; the same texts always give the same tokenizer.
+
+    Args:
+        texts: read once, in any order.
+        vocab_size: special tokens included.
+        special_tokens: get the ids from 0.
+        min_frequency: of a pair, to be merged.
+        normalizer: of the ``tokenizers`` library; None: text is left as it is.
+    """
+    inner = Tokenizer(models.BPE())
+    if normalizer is not None:
+        inner.normalizer = normalizer
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=list(special_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(iter(texts), trainer)
+    return inner
 
 
 class TokenizerConfig(Config):
@@ -141,14 +185,5 @@ class TokenizerConfig(Config):
         """
         if self.file is not None:
             return TextTokenizer.load(self.file.expanduser())
-        inner = Tokenizer(models.BPE())
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        inner.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=self.vocab_size,
-            special_tokens=[BOS, PAD],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        inner.train_from_iterator(iter(texts), trainer)
+        inner = byte_level_bpe(texts, self.vocab_size, (BOS, PAD))
         return TextTokenizer.wrap(inner, "the trained tokenizer")

@@ -36,8 +36,6 @@ from perjoule.config import Config
 from perjoule.core.errors import ConfigError, DataError
 from perjoule.core.labels import IGNORED
 from perjoule.data.contract import Batch, DataSet
-from perjoule.data.reader import PackedSamples, PaddedSamples
-from perjoule.data.split import TRAIN
 from perjoule.data.tokenizer import TextTokenizer
 from perjoule.evaluate.contract import Findings, Metric
 from perjoule.evaluate.estimates import Estimate, Floats, Integers, ratio
@@ -129,7 +127,7 @@ def read_part(
     sizes = np.minimum(batch_size, samples.num_samples - starts)
     tokenizer: TextTokenizer | None = getattr(data, "tokenizer", None)
     # Rows of training and of mixtures have an order of their own: a row does not go on with the document before it.
-    in_order = isinstance(samples, PackedSamples | PaddedSamples)
+    in_order = getattr(samples, "in_order", False)
     bos_id = tokenizer.bos_id if tokenizer is not None and in_order else None
 
     def scored() -> Iterator[ScoredBatch]:

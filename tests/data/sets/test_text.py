@@ -79,6 +79,34 @@ def test_packed_stream_reads_back_as_the_documents(corpus: Path) -> None:
     assert "".join(path.read_text() for path in held_out).startswith(data_set.tokenizer.decode(ids))
 
 
+def test_documents_of_a_divided_folder_stay_in_their_splits(corpus: Path, tmp_path: Path) -> None:
+    divided = tmp_path / "divided"
+    for number, path in enumerate(sorted(corpus.iterdir())):
+        folder = divided / ("validation" if number % 4 == 0 else "train")
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+    data_set = built(divided)
+    assert [data_set.facts["splits"][name]["documents"] for name in SPLITS] == [30, 10, 0]
+    with pytest.raises(
+        DataError, match=rf"^the test split \(of {divided}\): 0 tokens are too few .*: it needs documents"
+    ):
+        data_set.split("test")
+
+
+def test_masked_documents_are_numbered_and_the_facts_say_so(corpus: Path) -> None:
+    data_set, plain = built(corpus, mask_documents=True), built(corpus)
+    batch, same = (one.split("train").batch(0, 200) for one in (data_set, plain))
+    assert set(batch.tensors) == {"input_ids", "labels", "documents"}
+    assert torch.equal(batch.tensors["labels"], same.tensors["labels"])
+    bos = batch.tensors["input_ids"] == data_set.tokenizer.bos_id
+    assert int(batch.tensors["documents"].max()) == int(bos[:, 1:].sum(1).max()) > 0
+    assert data_set.facts["documents_masked"]
+    assert not plain.facts["documents_masked"]
+    section = {"kind": "text", "path": str(corpus), "batching": "padded", "mask_documents": True}
+    with pytest.raises(ConfigError, match="mask_documents: needs batching=packed: a padded row has one document"):
+        build_component(Component(data.SHELF), section)
+
+
 def test_padded_batches_hold_one_document_a_row(corpus: Path) -> None:
     data_set = built(corpus, batching="padded", long_documents="truncate", shuffle=False, seq_len=512)
     samples = data_set.split("test")

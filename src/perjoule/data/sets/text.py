@@ -1,4 +1,4 @@
-"""Your own documents: a .txt, .jsonl or .parquet file, or a folder of them, for language modelling."""
+"""Your own documents: a text, JSON-lines or parquet file, or a folder of them, for language modelling."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt
-
-from perjoule.config import Config
 from perjoule.core.cache import cache_folder
 from perjoule.core.errors import DataError, suggestion
-from perjoule.data.reader import LongDocuments, PackedSamples, PaddedSamples, TextSamples
+from perjoule.data.formats import DEFAULT_LIMITS, Limits
+from perjoule.data.reader import RowsConfig, TextSamples
 from perjoule.data.shards import SplitTokens
 from perjoule.data.sources import Source, files_source
 from perjoule.data.split import SPLITS, TRAIN, Fractions
@@ -20,26 +18,22 @@ from perjoule.data.store import Store, prepare
 from perjoule.data.tokenizer import TextTokenizer, TokenizerConfig
 
 
-class TextConfig(Config, ABC):
-    """What every text data set has: how documents are split, tokenised and cut into rows."""
+class TextConfig(RowsConfig, ABC):
+    """What every text data set has that is tokenised when it is first used: how documents are split and translated."""
 
-    kind: str
-    seq_len: PositiveInt = 256
-    """Inputs per row."""
-    batching: Literal["packed", "padded"] = "packed"
-    """``packed`` fills every row from the stream of documents; ``padded`` has one document a row."""
-    long_documents: LongDocuments = "split"
-    """With ``padded``, a document longer than ``seq_len``: continued in further rows, or cut off."""
-    shuffle: bool = True
-    """Whether each epoch of the training split has its own order; the other splits are never shuffled."""
     fractions: Fractions = Fractions()
     tokenizer: TokenizerConfig = TokenizerConfig()
-    cache: Path | None = None
-    """Where tokens are kept; unless given, $PERJOULE_CACHE, $XDG_CACHE_HOME/perjoule or ~/.cache/perjoule."""
 
     @abstractmethod
     def source(self) -> Source:
         """Return the documents."""
+
+    def whence(self, split: str) -> str:
+        """Return the fraction that the split has of the documents, or the folder that they are divided in already."""
+        source = self.source()
+        if source.splits:
+            return f"of {source.root}"
+        return f"data.fractions.{split}={getattr(self.fractions, split):g}"
 
     def build(self, seed: int) -> TextDataSet:
         """Prepare the tokens, or find them prepared.
@@ -62,9 +56,12 @@ class TextFilesConfig(TextConfig):
 
     kind: Literal["text"] = "text"
     path: Path
-    """A file, or a folder whose files are read recursively, in the order of their names."""
+    """A file, or a folder whose files are read recursively, in the order of their names. Below a folder that ``perjoule
+    data split`` made, documents stay in their splits, whatever ``fractions`` says."""
     column: str = "text"
-    """The field that holds the text in .jsonl and .parquet files."""
+    """The field that holds the text in JSON lines and parquet files."""
+    limits: Limits = DEFAULT_LIMITS
+    """What a compressed file may grow to."""
 
     def source(self) -> Source:
         """Return the documents.
@@ -72,7 +69,7 @@ class TextFilesConfig(TextConfig):
         Raises:
             DataError: if nothing at ``path`` can be read.
         """
-        return files_source(self.path, self.column)
+        return files_source(self.path, self.column, self.limits)
 
 
 class TextDataSet:
@@ -81,18 +78,19 @@ class TextDataSet:
     Args:
         config: how to cut rows.
         store: the tokens.
-        origin: facts of the source.
+        origin: facts of the source; may have an ``identity`` in place of the store's name.
         seed: of the training split's order.
 
     Raises:
         DataError: if the training split is shorter than one row.
     """
 
-    def __init__(self, config: TextConfig, store: Store, origin: Mapping[str, Any], seed: int) -> None:
+    def __init__(self, config: RowsConfig, store: Store, origin: Mapping[str, Any], seed: int) -> None:
         self._config = config
         self._store = store
-        self._origin = origin
+        self._origin = {"identity": store.path.name, **origin}
         self._seed = seed
+        self._samples: dict[str, TextSamples] = {}
         self.split(TRAIN)
 
     @property
@@ -113,29 +111,27 @@ class TextDataSet:
         """
         if name not in SPLITS:
             raise DataError(f"no split {name!r}: {suggestion(name, SPLITS)}")
-        config, (tokens,) = self._config, self._store.splits[name].shards
-        seed = self._seed if config.shuffle and name == TRAIN else None
-        try:
-            if config.batching == "packed":
-                return PackedSamples(tokens.tokens, tokens.offsets, config.seq_len, self.tokenizer.bos_id, seed)
-            return PaddedSamples(
-                tokens.tokens, tokens.offsets, config.seq_len, self.tokenizer.pad_id, config.long_documents, seed
-            )
-        except DataError as error:
-            share = getattr(config.fractions, name)
-            raise DataError(f"the {name} split (data.fractions.{name}={share:g}): {error}") from error
+        if name not in self._samples:
+            seed = self._seed if self._config.shuffle and name == TRAIN else None
+            identity = f"{self._origin['identity']} {name}"
+            try:
+                samples = self._config.samples(self._store.splits[name], self.tokenizer, identity, seed)
+            except DataError as error:
+                raise DataError(f"the {name} split ({self._config.whence(name)}): {error}") from error
+            self._samples[name] = samples
+        return self._samples[name]
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """Return counts, identities and places for the run's manifest (JSON)."""
-        splits = self._store.splits
+        packed = self._config.batching == "packed"
         return {
             "kind": self._config.kind,
-            "identity": self._store.path.name,
             **self._origin,
-            "splits": {name: self._split_facts(name, tokens) for name, tokens in splits.items()},
+            "splits": {name: self._split_facts(name, tokens) for name, tokens in self._store.splits.items()},
             "skipped_documents": dict(self._store.skipped),
-            "rows_mix_documents": self._config.batching == "packed",
+            "rows_mix_documents": packed,
+            "documents_masked": packed and self._config.mask_documents,
             "tokenizer": {"hash": self.tokenizer.content_hash, "vocab_size": self.tokenizer.vocab_size},
             "store": {"path": str(self._store.path), "state": self._store.state},
         }

@@ -1,0 +1,141 @@
+"""Runs units of work on a Dask cluster: one that is there, one on this machine, or one that Slurm gives.
+
+The workers must see the same folders as this process, under the same names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from perjoule.core.errors import DataError, MissingExtra, PerjouleError
+from perjoule.data.engine import Amount, Job, Report, Work, as_one_line
+
+LOCAL, SLURM = "local", "slurm"
+"""Schedulers that are started for the work and ended after it; any other is the address of one that runs."""
+
+_CONNECT_S = 60
+_AHEAD = 3
+"""Units handed to the scheduler for each thread of the cluster: enough to never wait, little to take back."""
+
+
+def run_dask(
+    work: Work, jobs: Sequence[Job], report: Report, scheduler: str, workers: int, options: Mapping[str, Any]
+) -> None:
+    """Do all units on a cluster.
+
+    Args:
+        work: what is done.
+        jobs: the units.
+        report: is told of every finished unit, in this process.
+        scheduler: an address such as ``tcp://host:8786``, ``local`` or ``slurm``.
+        workers: processes on this machine, or Slurm jobs; a cluster that runs has its own.
+        options: for ``distributed.LocalCluster`` or ``dask_jobqueue.SLURMCluster``.
+
+    Raises:
+        PerjouleError: from the work.
+        DataError: if the cluster cannot be reached or loses workers again and again.
+        MissingExtra: without Dask.
+    """
+    with _client(scheduler, workers, options) as client:
+        try:  # Slurm may let its jobs wait for days; a cluster that is there has workers or never will
+            client.wait_for_workers(1, timeout=None if scheduler == SLURM else _CONNECT_S)
+        except TimeoutError as error:
+            raise DataError(
+                f"the Dask scheduler {scheduler} has no workers; start some (dask worker ADDRESS)"
+            ) from error
+        ahead = _AHEAD * max(sum(client.nthreads().values()), workers)
+        left = iter(jobs)
+
+        def submitted() -> Iterator[Any]:
+            """Submit the next unit, if there is one; a worker that is lost does not lose its unit."""
+            for job in left:
+                yield client.submit(_do, work, job, pure=False)
+                return
+
+        first = [future for _ in range(ahead) for future in submitted()]
+        completed = _distributed().as_completed(first, loop=client.loop)
+        try:
+            for future in completed:
+                report(_result(future))
+                completed.update(list(submitted()))
+        finally:
+            client.cancel(list(completed.futures))
+
+
+def _do(work: Work, job: Job) -> Amount:
+    """Do one unit in a worker of the cluster."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Dask has a thread for every core already
+    done = [Amount()]
+    try:
+        work(job, 1, done.append)
+    except PerjouleError:
+        raise
+    except Exception as error:
+        raise as_one_line(job.name, error) from error
+    return sum(done[1:], done[0])
+
+
+def _result(future: Any) -> Amount:
+    """Return what a unit did, or raise its error as one line."""
+    try:
+        amount: Amount = future.result()
+    except PerjouleError:
+        raise
+    except Exception as error:
+        raise DataError(f"the Dask cluster failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    return amount
+
+
+@contextlib.contextmanager
+def _client(scheduler: str, workers: int, options: Mapping[str, Any]) -> Iterator[Any]:
+    """Connect to a cluster, starting it if it is one of ours."""
+    distributed = _distributed()
+    with contextlib.ExitStack() as closing:
+        try:
+            if scheduler == LOCAL:
+                cluster = closing.enter_context(local_cluster(workers, options))
+            elif scheduler == SLURM:
+                cluster = closing.enter_context(slurm_cluster(options))
+                cluster.scale(jobs=workers)
+            else:
+                cluster = scheduler
+            client = closing.enter_context(distributed.Client(cluster, timeout=_CONNECT_S, set_as_default=False))
+        except (OSError, ValueError, TypeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"cannot use the Dask scheduler {scheduler}: {reason}; accepted: an address such as "
+                f"tcp://host:8786, {LOCAL} or {SLURM}, and cluster={{…}} for the last two"
+            ) from error
+        yield client
+
+
+def local_cluster(workers: int, options: Mapping[str, Any]) -> Any:
+    """Return a started cluster of processes on this machine, with its dashboard at any free port."""
+    ours = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
+    return _distributed().LocalCluster(**{**ours, **options})
+
+
+def slurm_cluster(options: Mapping[str, Any]) -> Any:
+    """Return a cluster whose workers are Slurm jobs, none of them submitted yet.
+
+    Args:
+        options: such as ``queue``, ``account``, ``cores``, ``memory``, ``walltime``, ``job_extra_directives``.
+    """
+    return _imported("dask_jobqueue").SLURMCluster(**options)
+
+
+def _distributed() -> Any:
+    """Return Dask's library of clusters."""
+    return _imported("distributed")
+
+
+def _imported(name: str) -> Any:
+    """Import a library of the extra ``dask``; none of them has types."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtra(f"engine=dask needs {name}; install it with pip install 'perjoule[dask]'") from error

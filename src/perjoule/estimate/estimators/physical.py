@@ -1,0 +1,218 @@
+"""Ours: FLOPs, bytes, kernels and batch through a physical formula with priors from data sheets, and honest intervals.
+
+The mean is that of :mod:`perjoule.estimate.hierarchy`. Its standard deviations say by how much a job is harder than
+another one; by how much all of them are too wide or too narrow is measured: for each kind of novelty (another batch of
+a known workload, a workload that is new on the device, a new data set, architecture, or device) the rows are left out
+in groups of that kind, and the 90 % quantile of error over standard deviation becomes the factor of such intervals. Few
+groups say little about it, so that the Gaussian value counts as four groups more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import PositiveInt
+
+from perjoule.config.base import Config
+from perjoule.core.errors import ConfigError, DataError
+from perjoule.estimate.baseline import check_target, fitted, planned_epochs
+from perjoule.estimate.contract import Estimate, Job, Measurement, Needs, Target
+from perjoule.estimate.hierarchy import Hierarchy
+from perjoule.estimate.step_model import Floats
+
+_GAUSSIAN_90 = 1.645
+_RUN_SD = 0.03  # of the logarithm of the joules of one measured run
+_OUTPUT = {Target.SECONDS_PER_EPOCH: 0, Target.WATTS: 1, Target.ENERGY_PER_EPOCH: 2, Target.TOTAL_ENERGY: 2}
+_CONFIGURATION, _COMBINATION, _DATASET, _ARCHITECTURE, _DEVICE = (
+    "configuration",
+    "combination",
+    "dataset",
+    "architecture",
+    "device",
+)
+
+
+class PhysicalConfig(Config):
+    """How much the Gaussian quantile counts."""
+
+    kind: Literal["physical"] = "physical"
+    prior_groups: PositiveInt = 4
+    """Number of groups of measurements against which the Gaussian 90 % quantile is weighed."""
+
+    def build(self) -> Physical:
+        """Return the estimator."""
+        return Physical(self)
+
+
+class Physical:
+    """Predicts seconds, watts and joules of jobs on devices and of architectures it may never have seen."""
+
+    kind: ClassVar[str] = "physical"
+    needs: ClassVar[Needs] = Needs.NOTHING
+    targets: ClassVar[frozenset[Target]] = frozenset(Target)
+
+    def __init__(self, config: PhysicalConfig) -> None:
+        self._config = config
+        self._model: Hierarchy | None = None
+        self._factors: dict[str, Floats] = {}
+        self._own: dict[str, Floats] = {}
+        self._known: dict[str, frozenset[str]] = {}
+
+    def fit(self, measurements: Sequence[Measurement]) -> None:
+        """Learn from measurements whose work is known; medians of replicates.
+
+        Raises:
+            DataError: if none has known work and seconds or trusted watts.
+        """
+        rows = replicate_medians(measurements)
+        usable = [(job, log_y) for job, log_y in rows if job.workload.forward_flops > 0]
+        if not usable:
+            raise DataError(
+                "physical needs at least one measured run with the FLOPs of its architecture and its seconds or watts"
+            )
+        jobs = [job for job, _ in usable]
+        self._model = Hierarchy(jobs, np.array([log_y for _, log_y in usable]).T)
+        self._known = {level: frozenset(_group(job, level) for job in jobs) for level in _LEVELS}
+        self._factors = {level: self._factor(jobs, level) for level in _LEVELS}
+        # On a device that has many configurations, they say more of its next one than those of other devices do.
+        self._own = self._device_factors(jobs)
+
+    def _factor(self, jobs: Sequence[Job], level: str) -> Floats:
+        """Return the (3,) factors from standard deviation to half interval for one kind of novelty."""
+        groups = [_group(job, level) for job in jobs]
+        return self._weighed(self._ratios(groups), len(set(groups)) - 1, np.full(3, _GAUSSIAN_90))
+
+    def _device_factors(self, jobs: Sequence[Job]) -> dict[str, Floats]:
+        """Return the factors for another configuration on each device."""
+        groups = [_group(job, _CONFIGURATION) for job in jobs]
+        ratios, factors = self._ratios(groups), {}
+        for device in {job.device.name for job in jobs}:
+            mine = np.array([job.device.name == device for job in jobs])
+            num = len({group for group, here in zip(groups, mine, strict=True) if here})
+            factors[device] = self._weighed(ratios[:, mine], num - 1, self._factors[_CONFIGURATION])
+        return factors
+
+    def _ratios(self, groups: Sequence[str]) -> Floats:
+        """Return the (3, num_rows) absolute errors over standard deviations when groups are left out."""
+        assert self._model is not None
+        left_out = self._model.leave_out(groups)
+        ratios: Floats = np.abs(left_out.mean) / left_out.sd
+        return ratios
+
+    def _weighed(self, ratios: Floats, num_groups: int, otherwise: Floats) -> Floats:
+        """Return the (3,) 90 % quantiles of ratios, drawn towards (3,) others if they are of few groups."""
+        factors = otherwise.copy()
+        for output in range(3):
+            seen = ratios[output][np.isfinite(ratios[output])]
+            if num_groups > 0 and len(seen):
+                # One of n + 1: the conformal correction for a finite sample.
+                quantile = max(float(np.quantile(seen, min(1.0, 0.9 * (1 + 1 / len(seen))))), 0.1)
+                prior = self._config.prior_groups
+                logs = num_groups * np.log(quantile) + prior * np.log(otherwise[output])
+                factors[output] = np.exp(logs / (num_groups + prior))
+        return factors
+
+    def _half(self, job: Job, output: int) -> float:
+        """Return the factor from the standard deviation of a job to half its interval."""
+        level = self.novelty(job)
+        factors = self._own[job.device.name] if level == _CONFIGURATION else self._factors[level]
+        return float(factors[output])
+
+    def novelty(self, job: Job) -> str:
+        """Return the kind of novelty of a job: the first of device, architecture, … that was never measured."""
+        for level in (_DEVICE, _ARCHITECTURE, _DATASET, _COMBINATION):
+            if _group(job, level) not in self._known[level]:
+                return level
+        return _CONFIGURATION
+
+    def predict(self, job: Job, target: Target) -> Estimate:
+        """Estimate one quantity of a job.
+
+        Raises:
+            ConfigError: if the job has no FLOPs, or the total is asked for without a number of epochs.
+            DataError: if it has not been fitted.
+        """
+        return self.predict_all([job], target)[0]
+
+    def predict_all(self, jobs: Sequence[Job], target: Target) -> list[Estimate]:
+        """Estimate one quantity of many jobs; see :meth:`predict`."""
+        check_target(self, target)
+        fitted(self._model, self.kind)
+        assert self._model is not None
+        for job in jobs:
+            if job.workload.forward_flops <= 0:
+                raise ConfigError(f"physical needs the FLOPs of {job.workload.architecture.name!r}, and has 0")
+        found, output = self._model.predict(jobs), _OUTPUT[target]
+        logs = found.mean[output] if output < 2 else found.mean.sum(axis=0)
+        estimates = []
+        for job, log, sd in zip(jobs, logs, found.sd[output], strict=True):
+            half = self._half(job, output) * sd
+            times = planned_epochs(job, self.kind) if target is Target.TOTAL_ENERGY else 1
+            low, mean, high = (times * float(np.exp(value)) for value in (log - half, log, log + half))
+            if target is Target.WATTS:  # no interval reaches above what the device may draw, or below 0
+                mean, high = min(mean, job.limit_w), min(high, 1.05 * job.limit_w)
+            estimates.append(Estimate(mean, low, high, target.unit, self.kind))
+        return estimates
+
+    def choose(self, candidates: Sequence[Job], num: int, wanted: Sequence[Job] | None = None) -> list[Job]:
+        """Return the jobs whose measurement would tell most, best first: what to run on a device that is new.
+
+        Each is the one that most reduces the expected squared errors of all ``wanted`` jobs, given the ones before it.
+
+        Args:
+            candidates: jobs that can be measured.
+            num: how many.
+            wanted: jobs that will be estimated; None: the candidates themselves.
+
+        Raises:
+            DataError: if it has not been fitted.
+        """
+        fitted(self._model, self.kind)
+        assert self._model is not None
+        both = [*candidates, *(candidates if wanted is None else wanted)]
+        covariance, chosen = self._model.covariance(both), list[Job]()
+        for _ in range(min(num, len(candidates))):
+            own = np.diagonal(covariance)[: len(candidates)] + _RUN_SD**2
+            gain = (covariance[: len(candidates), len(candidates) :] ** 2).sum(axis=1) / own
+            best = int(np.argmax(gain))
+            chosen.append(candidates[best])
+            covariance = covariance - np.outer(covariance[:, best], covariance[best]) / own[best]
+        return chosen
+
+
+_LEVELS = (_CONFIGURATION, _COMBINATION, _DATASET, _ARCHITECTURE, _DEVICE)
+
+
+def _group(job: Job, level: str) -> str:
+    """Return the group to which a job belongs when groups of a kind are left out."""
+    if level == _DEVICE:
+        return job.device.name
+    if level == _ARCHITECTURE:
+        return job.workload.architecture.name
+    if level == _DATASET:
+        return job.workload.dataset
+    if level == _COMBINATION:
+        return "/".join((job.device.name, *job.workload_key))
+    return "/".join(job.configuration_key)
+
+
+def replicate_medians(measurements: Sequence[Measurement]) -> list[tuple[Job, tuple[float, float]]]:
+    """Return one row per configuration, power limit and host memory, with medians over its replicates.
+
+    Returns:
+        Jobs with the logarithms of seconds per epoch and trusted watts, NaN where no replicate has the figure; rows
+        with neither are left out.
+    """
+    groups: dict[object, list[Measurement]] = {}
+    for one in measurements:
+        groups.setdefault((one.job.configuration_key, one.job.limit_w, one.job.ram_gb), []).append(one)
+    rows = []
+    for group in groups.values():
+        seconds = [one.seconds_per_epoch for one in group if one.seconds_per_epoch is not None]
+        watts = [one.watts for one in group if one.watts is not None and one.trusted]
+        if seconds or watts:
+            logs = [float(np.log(np.median(values))) if values else float("nan") for values in (seconds, watts)]
+            rows.append((group[0].job, (logs[0], logs[1])))
+    return rows

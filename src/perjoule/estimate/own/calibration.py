@@ -1,0 +1,218 @@
+"""A minute of small training runs from which this machine's speed and power are learned.
+
+Every configuration is an ordinary ``perjoule train`` run of a second in a temporary folder, so that what is calibrated
+is what will be estimated: the loop, the recorder, the meters. The configurations are interleaved and each comes back in
+every round, so that a neighbour's burst of work does not fall on one of them alone; the fastest round of each counts.
+What is done is kept at once in the machine's profile: after a kill a second call does the rest.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from perjoule.core.errors import DataError
+from perjoule.core.units import si
+from perjoule.estimate.own.sample import Sample, read_sample
+from perjoule.measure.machine import MachineProfile, cpu_info
+from perjoule.runs.folder import read_manifest
+
+if TYPE_CHECKING:
+    from perjoule.config.resolve import Resolved
+    from perjoule.train.config import TrainConfig
+
+KEPT, UNDER_WAY = "estimate/calibration", "estimate/calibration under way"
+FLOAT32, BF16 = "float32", "bf16-autocast"
+_WARMUP = 3
+_PLAIN = (
+    "backend.compile=false",
+    "schedule.kind=constant",
+    "evaluate.batches=1",
+    "checkpoint.asynchronous=false",
+    f"record.warmup_steps={_WARMUP}",
+)
+"""What every calibration run has: the shortest end, and nothing that a step is not made of."""
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+
+class Trains(Protocol):
+    """Trains a resolved recipe silently."""
+
+    def __call__(self, config: Resolved[TrainConfig], *, recipe: str) -> Any:
+        """Return something with ``run``, the run folder."""
+
+
+Load = Callable[..., "Resolved[TrainConfig]"]
+"""``load(recipe, *overrides)``: ``perjoule.load``."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What of ``perjoule train`` is needed here; the command line hands it over, as the layers demand.
+
+    Args:
+        load: resolves a recipe.
+        train: trains one.
+    """
+
+    load: Load
+    train: Trains
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured on this machine.
+
+    Args:
+        samples: one for each configuration.
+        chosen: what ``backend: auto`` stands for here, by key of the backend section.
+    """
+
+    samples: tuple[Sample, ...]
+    chosen: Mapping[str, Any]
+
+
+def overrides_of(
+    kind: str, dim: int, num_layers: int, batch_size: int, seq_len: int, vocabulary: int, precision: str
+) -> tuple[str, tuple[str, ...]]:
+    """Return the name and the overrides of a configuration on a data set that needs no preparation.
+
+    Args:
+        kind: of the model.
+        dim: its width.
+        num_layers: its depth.
+        batch_size: samples per step.
+        seq_len: tokens per sample.
+        vocabulary: keys and values of the data set together.
+        precision: of the backend.
+    """
+    name = f"{kind} {dim}x{num_layers}, batch {batch_size}, seq_len {seq_len}, vocabulary {vocabulary}, {precision}"
+    values = {
+        "model.kind": kind,
+        "model.dim": dim,
+        "model.num_layers": num_layers,
+        "data.kind": "recall",
+        "data.seq_len": seq_len,
+        "data.num_pairs": min(8, (seq_len + 1) // 8),
+        "data.num_keys": vocabulary // 2,
+        "data.num_values": vocabulary // 2,
+        "batch.size": batch_size,
+        "backend.precision": precision,
+    }
+    return name, tuple(f"{key}={value}" for key, value in values.items())
+
+
+def configurations(precisions: Sequence[str] = (FLOAT32, BF16)) -> dict[str, tuple[str, ...]]:
+    """Return the calibration set: name to overrides of a recipe. Each differs from the others in more than one respect.
+
+    Args:
+        precisions: those to measure; the first one is measured more often.
+    """
+    shapes = (
+        ("transformer", 64, 2, 8, 127, 128),
+        ("transformer", 256, 2, 4, 255, 4096),
+        ("transformer", 384, 3, 8, 127, 512),
+        ("transformer", 128, 6, 2, 511, 1024),
+        ("retnet", 128, 3, 8, 127, 2048),
+        ("retnet", 256, 2, 2, 511, 256),
+        ("longnet", 128, 2, 8, 255, 512),
+        ("longnet", 256, 3, 4, 127, 2048),
+        ("ebt", 64, 2, 4, 127, 256),
+        ("ebt", 192, 2, 4, 127, 1024),
+    )
+    found: dict[str, tuple[str, ...]] = {}
+    for number, shape in enumerate(shapes):
+        one = precisions[number // 2 % len(precisions)]
+        found |= dict(overrides_of(*shape, precision) for precision in (precisions if number % 2 == 0 else [one]))
+    return found
+
+
+def here() -> tuple[str, ...]:
+    """Return the precisions that this machine computes in hardware."""
+    return (FLOAT32, BF16) if cpu_info()["flags"] & BF16_FLAGS else (FLOAT32,)
+
+
+def read_calibration(profile: MachineProfile) -> Calibration | None:
+    """Return what was calibrated on this machine, or None if that was never done or is damaged."""
+    stored = profile.get(KEPT)
+    with suppress(KeyError, TypeError):
+        if stored is not None:
+            return Calibration(tuple(map(Sample.from_json, stored["samples"])), dict(stored["chosen"]))
+    return None
+
+
+def calibrate(
+    trainer: Trainer,
+    profile: MachineProfile,
+    seconds: float = 1.2,
+    rounds: int = 2,
+    which: Mapping[str, Sequence[str]] | None = None,
+) -> Iterator[str]:
+    """Measure the calibration set and keep it in the profile; yield a line for each run.
+
+    Args:
+        trainer: loads and trains.
+        profile: of this machine.
+        seconds: training time of each run.
+        rounds: how often each configuration is measured.
+        which: configurations; None: :func:`configurations`.
+
+    Raises:
+        DataError: if a run was too short for a step behind its warm-up.
+    """
+    which = configurations(here()) if which is None else which
+    plan = [(f"{name} ({number})", name) for number in range(1, rounds + 1) for name in which]
+    labels = {label for label, _ in plan}
+    done: dict[str, dict[str, Any]] = profile.get(UNDER_WAY) or {}
+    if not set(done) <= labels:  # of another set or another number of rounds
+        done = {}
+    chosen: dict[str, Any] = {}
+    for number, (label, name) in enumerate(plan, 1):
+        if label in done:
+            continue
+        sample, chosen = measure(trainer, name, which[name], seconds)
+        done[label] = {"sample": sample.as_json(), "chosen": chosen}
+        profile.put(UNDER_WAY, done)
+        yield f"{number}/{len(plan)} {name}: {si(sample.step_s, 's')} a step"
+    best: dict[str, Sample] = {}
+    for entry in done.values():
+        sample = Sample.from_json(entry["sample"])
+        if sample.name not in best or sample.step_s < best[sample.name].step_s:
+            best[sample.name] = sample
+    chosen = {**next(iter(done.values()))["chosen"], "precision": here()[-1]}
+    profile.put(KEPT, {"samples": [one.as_json() for one in best.values()], "chosen": chosen})
+    profile.put(UNDER_WAY, None)
+
+
+def measure(
+    trainer: Trainer, name: str, overrides: Sequence[str], seconds: float, least_steps: int = 5
+) -> tuple[Sample, dict[str, Any]]:
+    """Train a configuration for some seconds and return what it took, with the settings of its backend.
+
+    Args:
+        trainer: loads and trains.
+        name: of the configuration.
+        overrides: of the default recipe.
+        seconds: training time; more if ``least_steps`` need it.
+        least_steps: steps behind the warm-up.
+    """
+    from perjoule.estimate.own.counting import count
+
+    with tempfile.TemporaryDirectory(prefix="perjoule-calibration-") as folder:
+
+        def train(end: str) -> tuple[Sample, dict[str, Any]]:
+            resolved = trainer.load(None, *overrides, *_PLAIN, f"stop={{{end}}}", f"runs={folder}")
+            config: TrainConfig = resolved.config
+            path = Path(trainer.train(resolved, recipe="calibration").run)
+            chosen: dict[str, Any] = read_manifest(path)["segments"][-1]["backend"]["chosen"]
+            return read_sample(path, name, count(config, chosen["precision"]).work), chosen
+
+        with suppress(DataError):  # not even one step behind the warm-up
+            sample, chosen = train(f"seconds: {seconds}")
+            if sample.num_steps >= least_steps:
+                return sample, chosen
+        return train(f"steps: {_WARMUP + least_steps}")

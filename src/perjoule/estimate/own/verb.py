@@ -1,0 +1,189 @@
+"""``perjoule estimate RECIPE`` and ``perjoule estimate RUN``: the lines that are printed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perjoule.core.errors import ConfigError
+from perjoule.core.units import byte_size, duration, parse_energy_j, si
+from perjoule.estimate.contract import Estimate
+from perjoule.estimate.devices import find_device
+from perjoule.estimate.own.alternatives import Alternative, fit_budget, rank
+from perjoule.estimate.own.calibration import Trainer, calibrate, read_calibration
+from perjoule.estimate.own.machine import fit
+from perjoule.estimate.own.recipe import Machine, RecipeEstimate, estimate_recipe
+from perjoule.estimate.own.remaining import Rest, estimate_rest
+from perjoule.measure.machine import MachineProfile
+from perjoule.runs.folder import MANIFEST
+from perjoule.runs.tables import load_run
+
+if TYPE_CHECKING:
+    from perjoule.train.config import TrainConfig
+
+_NUM_ALTERNATIVES = 12
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for.
+
+    Args:
+        target: a recipe, a run folder, or None for the default recipe.
+        overrides: ``key=value`` of the recipe.
+        calibrate: measure this machine first.
+        budget: an energy such as ``100kJ``: say what fits.
+        device: an accelerator to estimate for, by name; None for this machine.
+        alternatives: rank what could be done otherwise.
+    """
+
+    target: Path | None = None
+    overrides: Sequence[str] = ()
+    calibrate: bool = False
+    budget: str | None = None
+    device: str | None = None
+    alternatives: bool = False
+
+
+def estimate_verb(request: Request, trainer: Trainer, profile: MachineProfile | None = None) -> Iterator[str]:
+    """Yield the lines of the answer.
+
+    Args:
+        request: what was asked for.
+        trainer: loads recipes; trains them for the calibration.
+        profile: of this machine; None: the one in the cache folder.
+
+    Raises:
+        ConfigError: if something in the request or the recipe is not accepted.
+        DataError: if the data or the run folder does not tell enough.
+        RunFolderError: if the run folder cannot be read.
+    """
+    if request.target is not None and (request.target / MANIFEST).is_file():
+        yield from _run_lines(request)
+        return
+    if request.target is not None and request.target.is_dir():
+        raise ConfigError(f"{request.target} is neither a recipe (a YAML file) nor a run folder (with a {MANIFEST})")
+    profile = profile or MachineProfile()
+    device = None if request.device is None else find_device(request.device)
+    budget_j = None if request.budget is None else _budget_j(request.budget)
+    if request.calibrate:
+        yield from calibrate(trainer, profile)
+    known = read_calibration(profile)
+    chosen = {} if known is None else dict(known.chosen)
+    threads = int(chosen.get("threads") or len(os.sched_getaffinity(0)))
+    machine = Machine(fit(known.samples if known else (), threads), chosen, device)
+    target = None if request.target is None else str(request.target)
+    config: TrainConfig = trainer.load(target, *request.overrides).config
+
+    def estimate(more: Sequence[str], where: Machine) -> RecipeEstimate:
+        from perjoule.estimate.own.counting import count
+
+        changed: TrainConfig = trainer.load(target, *request.overrides, *more).config
+        return estimate_recipe(changed, count(changed, where.precision(changed.backend.precision)), where)
+
+    base = estimate((), machine)
+    yield from _recipe_lines(target or "the default recipe", machine, base)
+    if request.alternatives:
+        yield from _alternative_lines(rank(config, machine, base, estimate))
+    if budget_j is not None:
+        yield from _budget_lines(config, budget_j, machine, base, estimate)
+
+
+def _budget_j(text: str) -> float:
+    try:
+        return float(str(parse_energy_j(text)))
+    except ValueError as error:
+        raise ConfigError(f"--budget {error}") from error
+
+
+def _run_lines(request: Request) -> Iterator[str]:
+    """Yield the rest of a run."""
+    unfit = [
+        name
+        for name, given in (
+            ("key=value", request.overrides),
+            ("--calibrate", request.calibrate),
+            ("--budget", request.budget),
+            ("--device", request.device),
+            ("--alternatives", request.alternatives),
+        )
+        if given
+    ]
+    if unfit:
+        raise ConfigError(f"{request.target} is a run, which goes on as it is: {', '.join(unfit)} is for recipes")
+    assert request.target is not None
+    run = load_run(request.target)
+    rest = estimate_rest(run)
+    yield f"{run.name}: {run.status} after step {rest.num_done}"
+    yield _row("steps left", rest.steps, lambda value: f"{value:,.0f}", rest.ends_by)
+    yield _row("step", rest.step_s, lambda value: si(value, "s"), rest.step_s.method)
+    yield _row("time left", rest.seconds, duration)
+    yield from _cost_rows(rest, " left")
+    yield from (f"  note: {note}" for note in rest.notes)
+
+
+def _recipe_lines(name: str, machine: Machine, found: RecipeEstimate) -> Iterator[str]:
+    """Yield the estimate of a recipe."""
+    where = "this machine" if machine.device is None else f"{machine.device.name} (data sheet)"
+    yield f"{name} on {where}: {si(found.parameters)} parameters; figures with their 90 % intervals"
+    yield _row("steps", found.steps, lambda value: f"{value:,.0f}", found.steps.method)
+    yield _row("step", found.step_s, lambda value: si(value, "s"), found.step_s.method)
+    yield _row("time", found.seconds, duration, "start-up not included")
+    yield from _cost_rows(found, "")
+    yield _row("peak memory", found.memory_bytes, byte_size, found.memory_bytes.method)
+    yield from (f"  note: {note}" for note in found.notes)
+
+
+def _cost_rows(found: RecipeEstimate | Rest, left: str) -> Iterator[str]:
+    """Yield energy, carbon and cost, as far as they are known."""
+    if found.joules is not None:
+        yield _row(f"energy{left}", found.joules, lambda value: si(value, "J"))
+    if found.gco2e is not None:
+        yield _row(f"carbon{left}", found.gco2e, lambda value: si(value, "gCO2e"))
+    if found.cost is not None:
+        yield _row(f"cost{left}", found.cost, lambda value: f"{value:.3g} {found.cost.unit if found.cost else ''}")
+
+
+def _row(name: str, one: Estimate, show: object, method: str = "") -> str:
+    """Return a line: name, figure, interval, origin."""
+    assert callable(show)
+    interval = "" if one.low == one.high else f"{show(one.low)} to {show(one.high)}"
+    return f"  {name:<12} {show(one.mean):<12} {interval:<28} {method}".rstrip()
+
+
+def _alternative_lines(found: Sequence[Alternative]) -> Iterator[str]:
+    """Yield the alternatives, the most saving one first."""
+    yield "alternatives at equal training, by energy (* within the interval of the recipe's own figure):"
+    for one in found[:_NUM_ALTERNATIVES]:
+        energy = _saves(one.saved_j, "energy") + ("*" if one.within_error else "")
+        saved = f"{energy:<18} {_saves(one.saved_s, 'time')}"
+        yield f"  {one.change:<34} {si(one.joules, 'J'):<10} {duration(one.seconds):<12} {saved}"
+    if any(one.change.startswith("--device") for one in found):
+        yield "  note: joules of another device are its own, those here are of this machine's meters; the host is extra"
+
+
+def _saves(share: float, what: str) -> str:
+    return f"{abs(share):.0%} {'less' if share >= 0 else 'more'} {what}"
+
+
+def _budget_lines(
+    config: TrainConfig, budget_j: float, machine: Machine, base: RecipeEstimate, estimate: object
+) -> Iterator[str]:
+    """Yield what an amount of energy suffices for."""
+    from perjoule.estimate.own.counting import count
+
+    assert callable(estimate)
+    tokens = count(config, machine.precision(config.backend.precision)).tokens_per_step
+    found = fit_budget(config, budget_j, machine, base, tokens, estimate)
+    yield f"{si(budget_j, 'J')} suffice for:"
+    yield _row("steps", found.steps, lambda value: f"{value:,.0f}", f"of this recipe, {si(found.tokens)} tokens")
+    if found.override is None:
+        yield "  or no smaller model.dim that trains on the recipe's samples within the budget"
+    else:
+        yield (
+            f"  or {si(base.samples)} samples, as the recipe has, with {found.override} "
+            f"({si(found.parameters)} parameters, {si(found.joules, 'J')})"
+        )

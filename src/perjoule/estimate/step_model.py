@@ -1,0 +1,173 @@
+"""The physical formula: how long a step takes and what power it draws, from what the device and the work are.
+
+::
+
+    busy  = FLOPs / (peak · e_c) + bytes / (bandwidth · e_m) + kernels · l       seconds of the device, per step
+    busy *= exp(a · x + b · x²),  x = log(power wanted / power allowed) above 0  a power limit lowers the clock
+    host  = h + kernels · k,      data = batch · bytes of a sample · d           seconds of the processor, per step
+    step  = (busy^p + host^p + data^p)^(1/p)                                     they overlap, not perfectly
+    watts = idle + (power when busy - idle) · (busy / step)^g
+
+Bytes are the activations written and read by the forward pass and, where trained, the backward pass, and the weights
+with their optimizer state. Every quantity in small letters is positive; its logarithm is a sum of one shared value and
+of deviations of the device, the host, the architecture and the data set (``LATENTS``), with Gaussian priors. What is
+known of nothing keeps the width of its prior, so that a device that was never measured still gets an interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perjoule.estimate.contract import Job
+
+Floats = NDArray[np.float64]
+_BYTES = 4.0
+_UPDATE_BYTES = 28.0  # read weight, gradient and two moments, write weight and two moments, in float32
+_SAMPLE_S = 1e-6  # to hand over one sample, however small
+_REACHED_SHARE = 0.97  # of a power limit, on average
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A positive quantity of the formula, as a prior on its logarithm.
+
+    Args:
+        value: its median for an unknown device and architecture.
+        shared: standard deviation of that median.
+        groups: standard deviation of the deviations of each device, host, architecture, dataset.
+    """
+
+    value: float
+    shared: float
+    groups: Mapping[str, float]
+
+
+LATENTS: Mapping[str, Latent] = {
+    "compute": Latent(0.35, 0.5, {"device": 0.3, "architecture": 0.3}),
+    "memory": Latent(0.6, 0.4, {"device": 0.3, "architecture": 0.3}),
+    "reuse": Latent(2.0, 0.8, {}),
+    "latency_s": Latent(6e-6, 0.6, {"device": 0.3, "architecture": 0.3}),
+    "host_s": Latent(4e-3, 0.8, {"host": 0.6, "architecture": 0.3}),
+    "launch_s": Latent(1.5e-5, 0.6, {"host": 0.5, "architecture": 0.4}),
+    "data_s": Latent(2e-9, 0.8, {"host": 0.5, "dataset": 0.8}),
+    "overlap": Latent(2.0, 0.3, {}),
+    "dynamic": Latent(0.8, 0.2, {"device": 0.15, "architecture": 0.15}),
+    "idle": Latent(1.0, 0.3, {"device": 0.2}),
+    "busy_power": Latent(0.8, 0.3, {"device": 0.2, "architecture": 0.2}),
+    "slow_linear": Latent(0.3, 0.4, {"device": 0.2, "architecture": 0.2}),
+    "slow_square": Latent(0.3, 0.5, {"device": 0.2, "architecture": 0.2}),
+}
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the formula reads of jobs. All columns have shape (num_jobs,).
+
+    Work is per epoch and comes as that of the training steps and that of the validation.
+    """
+
+    train_steps: Floats
+    validation_steps: Floats
+    batch: Floats
+    train_flops: Floats
+    validation_flops: Floats
+    train_bytes: Floats
+    validation_bytes: Floats
+    update_bytes: Floats
+    kernels: Floats
+    backward: Floats
+    depthwise: Floats
+    peak: Floats
+    bandwidth: Floats
+    tdp_w: Floats
+    idle_w: Floats
+    limit_w: Floats
+    size: Floats
+    sample_bytes: Floats
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+
+def features(jobs: Sequence[Job]) -> Features:
+    """Return the columns of jobs."""
+    rows = []
+    for job in jobs:
+        work, device = job.workload, job.device
+        share = work.trained_share
+        rows.append(
+            (
+                job.steps_per_epoch,
+                np.ceil(work.validation_samples / job.batch_size),
+                job.batch_size,
+                work.training_flops * job.batch_size,
+                work.forward_flops * job.batch_size,
+                _BYTES * work.forward_activations * (2 + 3 * share) * job.batch_size,
+                _BYTES * work.forward_activations * 2 * job.batch_size,
+                _UPDATE_BYTES * work.trained_parameters,
+                work.architecture.num_layers,
+                1 + 2 * share,
+                work.architecture.depthwise,
+                device.peak(job.precision),
+                device.bandwidth,
+                device.tdp_w,
+                device.idle_w,
+                job.limit_w,
+                work.sample_size,
+                work.sample_bytes,
+            )
+        )
+    table = np.array(rows, dtype=np.float64).reshape(len(rows), len(fields(Features)))
+    return Features(*table.T)
+
+
+def group_labels(jobs: Sequence[Job]) -> dict[str, list[str]]:
+    """Return the device, host, architecture and dataset of each job."""
+    return {
+        "device": [job.device.name for job in jobs],
+        "host": [job.host or f"host of {job.device.name}" for job in jobs],
+        "architecture": [job.workload.architecture.name for job in jobs],
+        "dataset": [job.workload.dataset for job in jobs],
+    }
+
+
+def evaluate(x: Features, log_latents: Mapping[str, Floats]) -> Floats:
+    """Return the (2, num_jobs) logarithms of the seconds per epoch and of the mean watts.
+
+    Args:
+        x: what is known of the jobs.
+        log_latents: latent to its (num_jobs,) logarithm.
+    """
+    q = {name: np.exp(values) for name, values in log_latents.items()}
+    idle = np.minimum(x.idle_w * q["idle"], 0.6 * x.limit_w)
+    wanted = (x.tdp_w - x.idle_w) * q["dynamic"]
+    allowed = np.maximum(_REACHED_SHARE * x.limit_w - idle, 0.05 * x.limit_w)
+    over = _soft_positive(np.log(wanted / allowed))
+    slow = np.exp(q["slow_linear"] * over + q["slow_square"] * over**2)
+    busy, step = np.zeros(len(x)), np.zeros(len(x))
+    for num, flops, moved, kernels in (
+        (x.train_steps, x.train_flops, x.train_bytes, x.kernels * x.backward),
+        (x.validation_steps, x.validation_flops, x.validation_bytes, x.kernels),
+    ):
+        in_memory = moved * (1 + q["reuse"] * x.depthwise) + (x.update_bytes if num is x.train_steps else 0.0)
+        compute = flops / (x.peak * q["compute"])
+        one = slow * (compute + in_memory / (x.bandwidth * q["memory"]) + kernels * q["latency_s"])
+        host = q["host_s"] + kernels * q["launch_s"]
+        data = x.batch * (x.sample_bytes * q["data_s"] + _SAMPLE_S)
+        p = q["overlap"]
+        step += num * (one**p + host**p + data**p) ** (1 / p)
+        busy += num * one
+    used = np.clip(busy / step, 1e-6, 1.0) ** q["busy_power"]
+    watts = idle + wanted * np.exp(-over) * used
+    return np.stack([np.log(step), np.log(watts)])
+
+
+def _soft_positive(values: Floats) -> Floats:
+    """Return ``max(0, values)`` with a rounded corner: a device meets its limit in bursts before it does on average."""
+    width = 0.08
+    rounded: Floats = width * np.logaddexp(0.0, values / width)
+    return rounded

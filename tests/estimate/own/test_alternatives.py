@@ -1,0 +1,95 @@
+from collections.abc import Sequence
+
+import pytest
+from tests.estimate.own.test_recipe import CALIBRATED, UNKNOWN, recipe
+from tests.estimate.own.works import work
+
+import perjoule
+from perjoule.core.errors import ConfigError
+from perjoule.estimate.contract import Estimate
+from perjoule.estimate.devices import find_device
+from perjoule.estimate.own.alternatives import fit_budget, rank
+from perjoule.estimate.own.counting import Counted
+from perjoule.estimate.own.recipe import Machine, RecipeEstimate, estimate_recipe
+from perjoule.train.config import TrainConfig
+
+BASE = ("stop.steps=300", "model={dim: 64, num_layers: 2}")
+
+
+def estimate(overrides: Sequence[str], machine: Machine) -> RecipeEstimate:
+    """A step's work grows with the batch and with the square of the width, from a fixed part on."""
+    config: TrainConfig = recipe(*BASE, *overrides)
+    size, width = config.batch.size / 8, config.model.dim / 64  # type: ignore[attr-defined]
+    flops = 1e10 * size * width**2
+    counted = Counted(work(float32_flops=flops, trained_parameters=1e6 * width**2), 800, int(2048 * size), 80)
+    return estimate_recipe(config, counted, machine)
+
+
+def test_alternatives_are_ranked_by_energy_at_equal_training() -> None:
+    base = estimate((), CALIBRATED)
+    found = rank(recipe(*BASE), CALIBRATED, base, estimate)
+    assert [one.joules for one in found] == sorted(one.joules for one in found)
+    sizes = {one.change: one for one in found if one.change.startswith("batch.size")}
+    assert set(sizes) == {f"batch.size={size}" for size in (2, 4, 16, 32)}
+    # The fixed part of a step is paid less often in large batches; the samples are the same.
+    assert sizes["batch.size=2"].saved_j < sizes["batch.size=4"].saved_j < 0 < sizes["batch.size=32"].saved_j < 1
+    assert sizes["batch.size=32"].joules == pytest.approx(base.joules.mean * (1 - sizes["batch.size=32"].saved_j))
+
+
+def test_small_differences_are_marked() -> None:
+    base = estimate((), CALIBRATED)
+    found = {one.change: one for one in rank(recipe(*BASE), CALIBRATED, base, estimate)}
+    assert found["batch.size=16"].within_error == (base.joules.low <= found["batch.size=16"].joules <= base.joules.high)
+    assert not found["--device 'H100'"].within_error
+
+
+def test_precision_compiling_and_devices_are_tried_from_here() -> None:
+    changes = {one.change for one in rank(recipe(*BASE), CALIBRATED, estimate((), CALIBRATED), estimate)}
+    assert {"backend.precision=bf16-autocast", "backend.compile=true", "--device 'RTX 3090'"} <= changes
+    assert not any("power limit" in change for change in changes)
+
+
+def test_power_limits_are_tried_on_a_device() -> None:
+    on_v100 = Machine(UNKNOWN.model, {}, find_device("V100"))
+    found = {one.change: one for one in rank(recipe(*BASE), on_v100, estimate((), on_v100), estimate)}
+    assert found["power limit 150 W"].saved_s <= 0
+    assert "--device 'V100'" not in found
+    assert "backend.compile=true" not in found
+
+
+def test_a_change_that_the_recipe_refuses_is_no_alternative() -> None:
+    def picky(overrides: Sequence[str], machine: Machine) -> RecipeEstimate:
+        if overrides == ("batch.size=16",):
+            raise ConfigError("no")
+        return estimate(overrides, machine)
+
+    changes = {one.change for one in rank(recipe(*BASE), CALIBRATED, estimate((), CALIBRATED), picky)}
+    assert "batch.size=16" not in changes
+    assert "batch.size=32" in changes
+
+
+def test_a_budget_buys_steps_and_a_model() -> None:
+    base = estimate((), CALIBRATED)
+    found = fit_budget(recipe(*BASE), 10 * base.joules.mean, CALIBRATED, base, 2048, estimate)
+    assert found.steps.mean == pytest.approx(3000, abs=1)
+    assert found.steps.low < found.steps.mean < found.steps.high
+    assert found.tokens == found.steps.mean * 2048
+    assert found.override is not None
+    larger = estimate((found.override,), CALIBRATED)
+    assert base.joules.mean < larger.joules.mean == found.joules <= 10 * base.joules.mean
+    dim = int(found.override.removeprefix("model.dim="))
+    assert found.parameters == pytest.approx(1e6 * (dim / 64) ** 2)
+
+
+def test_a_budget_that_buys_no_model_says_so() -> None:
+    base = estimate((), CALIBRATED)
+    found = fit_budget(recipe(*BASE), base.joules.mean / 100, CALIBRATED, base, 2048, estimate)
+    assert found.override is None
+    assert found.steps.mean == 3
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    base = estimate((), CALIBRATED)
+    assert isinstance(base.joules, Estimate)
+    with pytest.raises(ConfigError, match="--budget must be above 0 J, not -5"):
+        fit_budget(perjoule.load(None).config, -5, CALIBRATED, base, 2048, estimate)

@@ -1,0 +1,153 @@
+"""`perjoule estimate` from its request to its lines, with real calibration runs of a tiny set."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.system.tiny import Tiny, run_of
+
+import perjoule
+from perjoule.core.errors import ConfigError
+from perjoule.estimate.own import verb
+from perjoule.estimate.own.calibration import KEPT, UNDER_WAY, Trainer, calibrate, configurations, read_calibration
+from perjoule.estimate.own.verb import Request, estimate_verb
+from perjoule.measure.machine import MachineProfile
+from perjoule.train.console import Console
+from perjoule.train.run import train
+
+METERED = ("energy={sampler: thread, meters: cpu_time, rate_hz: 20}", "backend.threads=1")
+TWO = {
+    name: (
+        *("model.kind=transformer", f"model.dim={dim}", "model.num_layers=1", "backend.precision=float32"),
+        *("data.kind=recall", "data.seq_len=63", "data.num_pairs=4", "data.num_keys=32", "data.num_values=32"),
+        *METERED,
+    )
+    for name, dim in (("small", 32), ("large", 96))
+}
+
+
+def train_silently(config: Any, *, recipe: str) -> Any:
+    return train(config, recipe=recipe, console=Console(silent=True))
+
+
+TRAINER = Trainer(perjoule.load, train_silently)
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MachineProfile]:
+    profile = MachineProfile(tmp_path_factory.mktemp("profile"))
+    lines = list(calibrate(TRAINER, profile, seconds=0.2, rounds=1, which=TWO))
+    assert [line.split(":")[0] for line in lines] == ["1/2 small", "2/2 large"]
+    yield profile
+
+
+def ask(profile: MachineProfile, **request: Any) -> list[str]:
+    return list(estimate_verb(Request(**request), TRAINER, profile))
+
+
+def recipe(tiny: Tiny, *overrides: str) -> Sequence[str]:
+    return [
+        *tiny.arguments()[:2],
+        "data={kind: recall, seq_len: 63, num_pairs: 4, num_keys: 16, num_values: 16}",
+        "batch.size=4",
+        "stop.steps=50",
+        *overrides,
+    ]
+
+
+def test_a_calibration_keeps_what_it_measured(profile: MachineProfile) -> None:
+    known = read_calibration(MachineProfile(profile.path.parent))
+    assert known is not None
+    assert [one.name for one in known.samples] == ["small", "large"]
+    for one in known.samples:
+        assert one.step_s > 0
+        assert one.cpu_s > 0
+        assert one.watts is not None
+        assert one.meters == "modelled: cpu"
+    assert known.chosen["threads"] == 1
+    assert profile.get(UNDER_WAY) is None
+
+
+def test_a_killed_calibration_goes_on_where_it_was(tmp_path: Path) -> None:
+    profile = MachineProfile(tmp_path)
+    next(calibrate(TRAINER, profile, seconds=0.1, rounds=1, which=TWO))  # and no more: the process is gone
+    again = MachineProfile(tmp_path)
+    assert read_calibration(again) is None
+    assert [line.split(":")[0] for line in calibrate(TRAINER, again, seconds=0.1, rounds=1, which=TWO)] == ["2/2 large"]
+    assert read_calibration(again) is not None
+
+
+def test_a_damaged_calibration_counts_as_none(tmp_path: Path) -> None:
+    profile = MachineProfile(tmp_path)
+    damages: list[dict[str, Any]] = [{"samples": [{"name": "x"}], "chosen": {}}, {"samples": []}, {"chosen": {}}]
+    for damage in damages:
+        profile.put(KEPT, damage)
+        assert read_calibration(profile) is None
+
+
+def test_the_calibration_set_has_every_architecture_and_precision() -> None:
+    found = configurations()
+    assert {name.split()[0] for name in found} == {"transformer", "retnet", "longnet", "ebt"}
+    assert {name.rpartition(" ")[2] for name in found} == {"float32", "bf16-autocast"}
+    for overrides in found.values():
+        assert perjoule.load(None, *overrides)
+    assert all(name.endswith("float32") for name in configurations(("float32",)))
+
+
+def test_a_recipe_is_estimated_with_alternatives_and_a_budget(profile: MachineProfile, tiny: Tiny) -> None:
+    overrides = recipe(tiny, "carbon={location: DEU, price_per_kwh: 0.3, currency: EUR}")
+    lines = ask(profile, overrides=overrides, alternatives=True, budget="1kJ")
+    assert lines[0].startswith("the default recipe on this machine:")
+    rows = {line[2:14].strip() for line in lines if line.startswith("  ")}
+    assert {"steps", "step", "time", "energy", "carbon", "cost", "peak memory"} <= rows
+    assert any("calibrated on 2 configurations" in line for line in lines)
+    assert any("batch.size=8 " in line and "energy" in line for line in lines)
+    assert "1 kJ suffice for:" in lines
+
+
+def test_a_device_by_its_name_is_labelled_as_a_data_sheet(profile: MachineProfile, tiny: Tiny) -> None:
+    lines = ask(profile, overrides=recipe(tiny), device="NVIDIA GeForce RTX 3090")
+    assert lines[0].startswith("the default recipe on RTX 3090 (data sheet):")
+    assert any("scaled from its data sheet" in line for line in lines)
+
+
+def test_without_a_calibration_the_verb_says_how_to_make_one(tmp_path: Path, tiny: Tiny) -> None:
+    lines = ask(MachineProfile(tmp_path), overrides=recipe(tiny))
+    assert any("not calibrated: run perjoule estimate --calibrate" in line for line in lines)
+
+
+def test_calibrate_measures_before_it_answers(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, profile: MachineProfile
+) -> None:
+    def calibrate_quickly(trainer: Trainer, into: MachineProfile) -> Iterator[str]:
+        yield "measured"
+        into.put(KEPT, profile.get(KEPT))
+
+    monkeypatch.setattr(verb, "calibrate", calibrate_quickly)
+    lines = ask(MachineProfile(tmp_path), overrides=recipe(tiny), calibrate=True)
+    assert lines[0] == "measured"
+    assert any("calibrated on 2 configurations" in line for line in lines)
+
+
+def test_the_rest_of_a_run_is_estimated_from_its_folder(profile: MachineProfile, tiny: Tiny) -> None:
+    path = run_of(tiny.train("stop.steps=30", "energy={sampler: thread, meters: cpu_time}"))
+    (path / "manifest.json").write_text((path / "manifest.json").read_text().replace('"finished"', '"stopped"'))
+    (path / "resolved.json").write_text((path / "resolved.json").read_text().replace('"value": 30', '"value": 90'))
+    lines = ask(profile, target=path)
+    assert lines[0].endswith("stopped after step 30")
+    assert lines[1].split() == ["steps", "left", "60", "stop.steps"]
+    assert any(line.startswith("  time left") for line in lines)
+    assert any(line.startswith("  energy left") for line in lines)
+
+
+def test_what_does_not_fit_together_is_refused(profile: MachineProfile, tiny: Tiny, tmp_path: Path) -> None:
+    path = run_of(tiny.train("stop.steps=6"))
+    with pytest.raises(ConfigError, match=r"is a run, which goes on as it is: key=value, --budget is for recipes"):
+        ask(profile, target=path, overrides=("batch.size=2",), budget="1kJ")
+    with pytest.raises(ConfigError, match=r"is neither a recipe \(a YAML file\) nor a run folder"):
+        ask(profile, target=tmp_path)
+    with pytest.raises(ConfigError, match="--budget must be an energy such as 500 J"):
+        ask(profile, budget="5 cows")
+    with pytest.raises(ConfigError, match="no data sheet of the device 'XT 9'"):
+        ask(profile, device="XT 9")
