@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perjoule import __version__
 from perjoule.core.errors import ConfigError, PerjouleError, suggestion
@@ -295,10 +295,16 @@ def _estimate(options: argparse.Namespace) -> int:
         return 0
     if options.fit or options.test:
         raise ConfigError("--fit and --test need --score")
+    _set_wait_policy()
     from perjoule import load
     from perjoule.estimate.own.calibration import Trainer
     from perjoule.estimate.own.verb import Request, estimate_verb
-    from perjoule.train.run import train
+
+    def train(config: Any, *, recipe: str) -> Any:
+        from perjoule.train.console import Console
+        from perjoule.train.run import train
+
+        return train(config, recipe=recipe, console=Console(silent=True))
 
     target, overrides = _split_recipe(options.target, options.overrides)
     request = Request(target, overrides, options.calibrate, options.budget, options.device, options.alternatives)

@@ -253,3 +253,19 @@ def test_scoring_without_measured_runs_is_refused(words: list[str], capsys: pyte
 def test_rows_to_score_without_scoring_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "--fit", "a.csv"]) == 2
     assert capsys.readouterr().err == "perjoule: --fit and --test need --score\n"
+
+
+def test_a_configuration_made_in_python_is_trained_and_says_so(tiny: Tiny) -> None:
+    from perjoule.runs.folder import read_resolved
+    from perjoule.train.run import train
+
+    config = perjoule.load(None, *tiny.arguments("stop.steps=1")).config
+    result = train(config)
+    assert result.run is not None
+    assert read_resolved(result.run)["model.dim"] == {"value": 32, "source": "Python"}
+
+
+def test_estimate_says_what_is_left_of_a_run(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny.train("stop.steps=9").run
+    assert main(["estimate", str(run)]) == 0
+    assert "steps left" in capsys.readouterr().out

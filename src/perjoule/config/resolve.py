@@ -26,6 +26,8 @@ from perjoule.core.errors import ConfigError, UnknownComponent, suggestion
 C = TypeVar("C", bound=Config)
 COMMAND_LINE = "command line"
 DEFAULT = "default"
+PYTHON = "Python"
+"""The source of what was not read by :func:`load`."""
 _SHORT = ""
 """Stands for the key that a bare word fills: ``kind`` of a component, ``preset`` of a section with presets."""
 
@@ -45,7 +47,7 @@ class Resolved(Generic[C]):
     def as_json(self) -> dict[str, dict[str, Any]]:
         """Return ``{dotted key: {"value": …, "source": …}}`` for the run folder."""
         flat = flatten(self.config.model_dump(mode="json"))
-        return {key: {"value": value, "source": self.sources[key]} for key, value in flat.items()}
+        return {key: {"value": value, "source": self.sources.get(key, PYTHON)} for key, value in flat.items()}
 
 
 @dataclass
