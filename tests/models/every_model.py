@@ -81,9 +81,12 @@ def built(name: str) -> LanguageDecoder:
     return model
 
 
-def all_logits(model: LanguageDecoder, input_ids: Tensor) -> Tensor:
+def all_logits(model: LanguageDecoder, input_ids: Tensor, documents: Tensor | None = None) -> Tensor:
     """Return the logits behind every token of whole sequences."""
-    logits = model({"input_ids": input_ids, "labels": input_ids}, with_logits=True).logits
+    tensors = {"input_ids": input_ids, "labels": input_ids}
+    if documents is not None:
+        tensors["documents"] = documents
+    logits = model(tensors, with_logits=True).logits
     assert logits is not None
     return logits.detach()
 
@@ -94,7 +97,7 @@ def loss_and_gradients(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tens
     loss = model(batch).loss
     loss.backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    assert len(gradients) == len(list(model.parameters()))
+    assert len(gradients) == sum(weight.requires_grad for weight in model.parameters())
     return loss.detach(), {name: gradient.clone() for name, gradient in gradients.items()}
 
 

@@ -33,6 +33,8 @@ def train_one_step(kind: Any = TransformerConfig, **settings: Any) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             output = model({"input_ids": tokens, "labels": tokens}, with_logits=enabled)
         output.loss.backward()
+    documents = torch.tensor([[0] * 9, [0] * 4 + [1] * 5, [0, 1, 1, 2, 2, 2, 2, 2, 3]], dtype=torch.int32)
+    model({"input_ids": tokens, "labels": tokens, "documents": documents}).loss.backward()
     _, cache = model.prefill(tokens, torch.arange(9) >= torch.arange(3)[:, None])
     model.decode(tokens[:, 0], cache)
 

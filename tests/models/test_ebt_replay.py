@@ -9,6 +9,7 @@ from tests.models.ebt_cases import tiny_ebt, tokens
 from torch import Tensor
 
 from perjoule.models.ebt import EBT
+from perjoule.models.ebt_body import Context
 from perjoule.models.ebt_replay import Replay
 from perjoule.models.weights import load_weights, unique_tensors
 
@@ -97,6 +98,34 @@ def test_evaluation_and_given_starts_leave_the_memory_alone() -> None:
     model.eval()(tokens(4))
     assert model.replay is not None
     assert model.replay.ages.sum() == 0
+
+
+def test_recalled_samples_keep_their_documents_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = replaying(), []
+    assert model.replay is not None
+    documents = torch.tensor([[0] * 7 + [1] * 5, [0] * 12, [0, 1] + [2] * 10, [0] * 11 + [1]], dtype=torch.int32)
+    batch = tokens(4)
+    read = model.body.read
+
+    def spy(embedded: Tensor, landscape: int, documents: Tensor) -> Context:
+        seen.append(documents)
+        return read(embedded, landscape, documents=documents)
+
+    monkeypatch.setattr(model.body, "read", spy)
+    model(batch | {"documents": documents})
+    of_sample = {tuple(ids.tolist()): numbers for ids, numbers in zip(batch["input_ids"], documents, strict=True)}
+    for ids, numbers in zip(model.replay.input_ids[:4], model.replay.documents[:4], strict=True):
+        assert torch.equal(of_sample[tuple(ids.tolist())], numbers)
+    model(tokens(4) | {"documents": documents})
+    assert [len(numbers) for numbers in seen] == [4, 6]
+    assert all((numbers == documents).all(1).any() for numbers in seen[1][4:])
+
+
+def test_samples_without_documents_are_remembered_as_one() -> None:
+    replay = Replay(4, 3, 5, 3)
+    replay.remember(*batch_of(4), None, torch.tensor([[0, 1, 2]] * 4, dtype=torch.int32))
+    replay.remember(*batch_of(4), None)
+    assert (replay.documents == 0).all()
 
 
 def test_a_checkpoint_holds_the_memory_and_a_resumed_model_goes_on_alike(tmp_path: Path) -> None:

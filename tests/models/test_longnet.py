@@ -15,7 +15,7 @@ from perjoule.config.resolve import load
 from perjoule.core.errors import ConfigError
 from perjoule.models import SHELF
 from perjoule.models.contract import Trainable, count_parameters
-from perjoule.models.layers import dilated
+from perjoule.models.layers import dilated, fused
 from perjoule.models.longnet import LongNet, LongNetConfig
 from perjoule.models.transformer import TransformerConfig
 
@@ -182,7 +182,7 @@ def test_odd_heads_are_accepted_where_nothing_is_rotated() -> None:
 def test_open_form_computes_the_same_model(batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     expected = model(batch).loss
-    monkeypatch.setattr(dilated, "attend_with_total", dilated._in_the_open)
+    monkeypatch.setattr(dilated, "attend_with_total", fused._in_the_open)
     torch.testing.assert_close(model(batch).loss, expected, rtol=0, atol=1e-6)
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tests.system.tiny import SEQ_LEN, VOCAB_SIZE, Tiny, losses, metrics, run_of, segments
 
+from perjoule.core.errors import ConfigError
 from perjoule.models.transformer import Transformer
 from perjoule.runs.folder import CHECKPOINTS, read_manifest
 from perjoule.runs.tables import load_run
@@ -126,3 +127,15 @@ def test_a_model_may_act_after_each_optimizer_step(tiny: Tiny, monkeypatch: pyte
     monkeypatch.setattr(Transformer, "after_optimizer_step", lambda self: seen.append(1), raising=False)
     tiny.train("stop.steps=3", "batch.accumulation=2")
     assert len(seen) == 3
+
+
+def test_documents_that_are_kept_apart_give_another_loss(tiny: Tiny, reference: list[float]) -> None:
+    masked = tiny.losses_of("data.mask_documents=true")
+    assert all(math.isfinite(loss) for loss in masked)
+    assert masked != reference
+
+
+def test_a_model_that_would_not_keep_documents_apart_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Transformer, "masks_documents", False)
+    with pytest.raises(ConfigError, match=r"^data.mask_documents: a model of kind transformer does not keep documents"):
+        tiny.train("data.mask_documents=true")

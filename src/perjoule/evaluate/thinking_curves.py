@@ -216,7 +216,8 @@ def _observe(model: EBT, part: Part, decoding: Decoding, staged: bool = False) -
     clusters = []
     for scored in part.batches:
         useful, labels = scored.useful, scored.batch.tensors["labels"][scored.useful]
-        verdict = model.deliberate(scored.batch.tensors["input_ids"], decoding, staged)
+        tensors = scored.batch.tensors
+        verdict = model.deliberate(tensors["input_ids"], decoding, staged, tensors.get("documents"))
         stages = verdict.stages or [Stage(verdict.logits, verdict.energy)]
         rows["nats"].append(torch.stack([nats_of(stage.logits[useful], labels) for stage in stages]))
         rows["hits"].append(torch.stack([stage.logits[useful].argmax(-1) == labels for stage in stages]))

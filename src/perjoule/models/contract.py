@@ -41,7 +41,11 @@ class FlopsPerToken:
 
 @runtime_checkable
 class Trainable(Protocol):
-    """The interface of a model. ``forward`` takes ``Batch.tensors`` moved to the model's device."""
+    """The interface of a model. ``forward`` takes ``Batch.tensors`` moved to the model's device.
+
+    Text may come with ``documents``, int32 (samples, seq_len), which number the documents within a row; no token may
+    see another document's then. A model that heeds them says so by a class attribute ``masks_documents = True``.
+    """
 
     def forward(self, tensors: Mapping[str, torch.Tensor]) -> Output:
         """Compute the loss of one batch."""

@@ -17,7 +17,8 @@ slope is taken at c (dim numbers), not at p (vocab_size); detach modes do what t
 memory; asking for more steps than there are landscapes repeats the last one; the energy head starts at zero, so that
 training starts at ln(vocab_size) whatever the step size, which is scaled by :meth:`EBTSizes.initial_step_size`. In
 evaluation there is no noise, every position starts from the same drawn z_0, and the loss is the last step's: evaluating
-twice gives the same. From the paper's text it differs as the code does: a step starts from p, not from z.
+twice gives the same. From the paper's text it differs as the code does: a step starts from p, not from z. Packed
+documents attend across their boundaries, unless the batch says which is which.
 
 Training multiplies as much as (1 - 1/num_layers) + 2·steps Transformers of the same blocks where the context is shared
 (``default``), plus ten instead of six times dim·vocab_size for each step. Memory for the backward pass
@@ -34,7 +35,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int, Int32, Int64
 from torch import Tensor, nn
 
 from perjoule.core.errors import ConfigError
@@ -97,6 +98,9 @@ class EBT(nn.Module):
     compilable: ClassVar[bool] = False
     """torch.compile cannot differentiate twice."""
 
+    masks_documents: ClassVar[bool] = True
+    """Neither tokens nor candidates see another document of a batch with ``documents``."""
+
     def __init__(self, config: EBTSizes, vocab_size: int, seq_len: int) -> None:
         super().__init__()
         self.config, self.vocab_size, self.seq_len = config, vocab_size, seq_len
@@ -139,7 +143,7 @@ class EBT(nn.Module):
 
     def forward(
         self,
-        tensors: Mapping[str, Int64[Tensor, "batch seq"]],
+        tensors: Mapping[str, Int[Tensor, "batch seq"]],
         with_logits: bool = False,
         start: Float[Tensor, "batch seq vocab"] | None = None,
     ) -> Output:
@@ -149,7 +153,8 @@ class EBT(nn.Module):
         it is the cross-entropy of the last step's logits, the same every time.
 
         Args:
-            tensors: ``input_ids`` and ``labels``; a label of -100 is ignored.
+            tensors: ``input_ids`` and ``labels``; a label of -100 is ignored. With ``documents``, no token and no
+                candidate sees another document of its row; see layers/documents.py.
             with_logits: return the last step's logits of the batch as well.
             start: first guesses instead of drawn ones; keeps replay out.
 
@@ -158,16 +163,17 @@ class EBT(nn.Module):
             TrainingDiverged: if a slope is not finite.
         """
         input_ids, labels, thinking = tensors["input_ids"], tensors["labels"], self.config.thinking
-        batch, recalled = len(input_ids), None
+        documents, batch, recalled = tensors.get("documents"), len(input_ids), None
         replay = self.replay if self.training and start is None else None
         if replay is not None:
             recalled = replay.recall(round(thinking.replay_fraction * batch), input_ids.shape[1])
         if recalled is not None:
             input_ids = torch.cat((input_ids, recalled.input_ids))
             labels = torch.cat((labels, recalled.labels))
+            documents = None if documents is None else torch.cat((documents, recalled.documents))
         if start is None:
             start = self._start(input_ids, recalled)
-        energy = self.energy(input_ids)
+        energy = self.energy(input_ids, documents)
         path = self.think(energy, start, with_logits or replay is not None or self.config.loss_chunk_rows is None)
         judge = Judge(thinking, self.candidate_weight, self.config.loss_chunk_rows)
         loss, metrics = judge(path, labels, self.training)
@@ -177,7 +183,7 @@ class EBT(nn.Module):
             metrics["contrastive_loss"] = contrast.detach()
             loss = loss + thinking.contrastive * contrast
         if replay is not None:
-            replay.remember(input_ids, labels, path.states[-1].detach(), recalled)
+            replay.remember(input_ids, labels, path.states[-1].detach(), recalled, documents)
         return Output(loss, path.states[-1][:batch] if with_logits else None, metrics)
 
     def _start(self, input_ids: Tensor, recalled: Recalled | None) -> Tensor:
@@ -225,10 +231,16 @@ class EBT(nn.Module):
         schedule = Schedule.of(steps, thinking.detach)
         return think(energy, Simplex(self.candidate_weight), start, schedule, step_size, noise_std, last_state)
 
-    def energy(self, input_ids: Int64[Tensor, "batch seq"]) -> Energy:
+    def energy(
+        self, input_ids: Int64[Tensor, "batch seq"], documents: Int32[Tensor, "batch seq"] | None = None
+    ) -> Energy:
         """Return the energies, step by step, of embedded candidates (batch, seq, dim) for the tokens behind these.
 
         The context is read once per landscape, when it is first needed.
+
+        Args:
+            input_ids: whole sequences, without padding.
+            documents: of the tokens, where they shall not see each other's.
 
         Raises:
             ConfigError: if the sequence is longer than the model was built for.
@@ -240,7 +252,7 @@ class EBT(nn.Module):
             landscape = self.body.landscape_of(step)
             if landscape not in contexts:
                 with torch.set_grad_enabled(learned):
-                    contexts[landscape] = self.body.read(tokens, landscape)
+                    contexts[landscape] = self.body.read(tokens, landscape, documents=documents)
             return self.body.energy(candidates, contexts[landscape])
 
         return energy
@@ -254,7 +266,11 @@ class EBT(nn.Module):
 
     @torch.no_grad()
     def deliberate(
-        self, input_ids: Int64[Tensor, "batch seq"], decoding: Decoding | None = None, staged: bool = False
+        self,
+        input_ids: Int64[Tensor, "batch seq"],
+        decoding: Decoding | None = None,
+        staged: bool = False,
+        documents: Int32[Tensor, "batch seq"] | None = None,
     ) -> Verdict:
         """Think about the token behind each of these: for curves of loss and energy over steps.
 
@@ -262,13 +278,14 @@ class EBT(nn.Module):
             input_ids: whole sequences, without padding.
             decoding: how; null is :attr:`decoding`.
             staged: keep every stage; with several candidates, none is kept.
+            documents: of the tokens, where they shall not see each other's.
 
         Raises:
             ConfigError: if the sequence is longer than the model was built for.
             TrainingDiverged: if a slope is not finite.
         """
         decoding = decoding or self.decoding
-        energy, verdict = self.energy(input_ids), None
+        energy, verdict = self.energy(input_ids, documents), None
         for start in self.fixed_starts(decoding.candidates):
             other = self._deliberate(energy, start.expand(*input_ids.shape, -1), decoding, staged)
             verdict = other if verdict is None else better_of(verdict, other)

@@ -11,6 +11,9 @@ scale and gate every block, and the last norm, of both streams:
 
 ``adaln_zero`` is the same with that linear map starting at zero. A landscape that was not trained is the last one that
 was. Peebles and Xie, Scalable Diffusion Models with Transformers, 2023, for adaLN.
+
+Where documents that share a row are kept apart (layers/documents.py), the positions of each begin at 0, or right behind
+the landscape's vector, which sees nothing but itself and is the same for all of them.
 """
 # ruff: noqa: F722  (jaxtyping's axes are not forward references)
 
@@ -19,11 +22,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perjoule.models.ebt_sizes import EBTSizes
+from perjoule.models.layers.documents import places_within, visible_tokens
 from perjoule.models.layers.glu import GLU
 from perjoule.models.layers.norm import RMSNorm
 from perjoule.models.layers.positions import position_table
@@ -40,11 +44,16 @@ class Context:
         landscape: its index.
         kept: for each layer (2, batch, heads, columns, head_dim) keys and values.
         real: (batch, columns) False where a shorter prompt is padded on the left; None if nowhere.
+        visible: (batch, 1, columns, columns) which columns a token and its candidate may see; None is the earlier ones
+            that are real, and itself.
+        positions: (batch, columns) of the tokens in their documents; None is those in the row.
     """
 
     landscape: int
     kept: list[Tensor]
     real: Tensor | None = None
+    visible: Tensor | None = None
+    positions: Tensor | None = None
 
     @property
     def num_columns(self) -> int:
@@ -184,16 +193,19 @@ class EnergyBody(nn.Module):
     def _vector(self, landscape: int) -> Tensor | None:
         return None if self.landscapes is None else self.landscapes.weight[landscape]
 
-    def _table(self, begin: int, end: int) -> Tensor | None:
-        """Return the positions from ``begin`` to before ``end``, if there are any."""
+    def _table(self, begin: int, end: int, positions: Tensor | None = None) -> Tensor | None:
+        """Return the table from ``begin`` to before ``end``, if there is one, or that of positions before ``end``."""
         table: Tensor | None = self.rope(end)
-        return None if table is None else table[:, begin:]
+        if table is None:
+            return None
+        return table[:, begin:] if positions is None else table[:, positions].unsqueeze(2)
 
     def read(
         self,
         tokens: Float[Tensor, "batch seq dim"],
         landscape: int,
         real: Bool[Tensor, "batch seq"] | None = None,
+        documents: Int32[Tensor, "batch seq"] | None = None,
     ) -> Context:
         """Read a context from its beginning.
 
@@ -201,7 +213,11 @@ class EnergyBody(nn.Module):
             tokens: embedded.
             landscape: index.
             real: False where a row is padded on the left.
+            documents: of the tokens, where they shall not see each other's; not in a padded row.
         """
+        visible = positions = None
+        if documents is not None:
+            visible, positions = visible_tokens(documents), places_within(documents)
         vector = self._vector(landscape)
         if self.variant == "time_embed":
             assert vector is not None
@@ -212,13 +228,17 @@ class EnergyBody(nn.Module):
             tokens = torch.cat((tokens[:, :1], tokens), dim=1)
             tokens = torch.where((columns == first)[..., None], vector.to(tokens.dtype), tokens)
             real = None if real is None else columns >= first
-        visible = None
+            if visible is not None and positions is not None:
+                visible, positions = F.pad(visible, (1, 0, 1, 0)), F.pad(positions + 1, (1, 0))
+                visible[:, :, 0] = True
         if real is not None:
             size = tokens.shape[1]
             earlier = torch.ones(size, size, dtype=torch.bool, device=tokens.device).tril()
             itself = torch.eye(size, dtype=torch.bool, device=tokens.device)  # or padding would see nothing at all
-            visible = ((earlier & real[:, None]) | itself)[:, None]
-        return self._through(tokens, Context(landscape, [], real), visible)
+            visible = (earlier & real[:, None]) | itself
+        visible = None if visible is None else visible[:, None]
+        context = Context(landscape, [], real, None if documents is None else visible, positions)
+        return self._through(tokens, context, visible)
 
     def extend(self, context: Context, token: Float[Tensor, "batch 1 dim"]) -> Context:
         """Return a context with one more token; what was read before is not read again."""
@@ -232,7 +252,7 @@ class EnergyBody(nn.Module):
         """Take new tokens through the blocks and return the context with them."""
         begin = context.num_columns if context.kept else 0
         vector = None if self.variant == "time_embed" else self._vector(context.landscape)
-        table = self._table(begin, begin + x.shape[1])
+        table = self._table(begin, begin + x.shape[1], context.positions)
         kept = []
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -258,7 +278,9 @@ class EnergyBody(nn.Module):
         """
         columns, rows = context.num_columns, candidates.shape[1]
         begin = columns if at_end else columns - rows + 1
-        table, visible = self._table(begin, columns + 1), None
+        visible = None if context.visible is None else context.visible[:, :, -rows:]
+        behind = None if context.positions is None else context.positions[:, -rows:] + 1
+        table = self._table(begin, columns + 1, behind)
         if at_end:
             table = None if table is None else table.expand(-1, rows, -1)
             everything = candidates.new_ones(1, 1, 1, columns, dtype=torch.bool)

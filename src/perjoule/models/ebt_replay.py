@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor, nn
 
 
@@ -27,12 +27,14 @@ class Recalled:
         slots: (samples,) their places.
         input_ids: (samples, seq).
         labels: (samples, seq).
+        documents: (samples, seq) of the tokens; 0 if they were not kept apart.
         states: (samples, seq, vocab) logits where thinking ended last time.
     """
 
     slots: Tensor
     input_ids: Tensor
     labels: Tensor
+    documents: Tensor
     states: Tensor
 
 
@@ -48,6 +50,7 @@ class Replay(nn.Module):
 
     input_ids: Tensor
     labels: Tensor
+    documents: Tensor
     states: Tensor
     ages: Tensor
 
@@ -56,6 +59,7 @@ class Replay(nn.Module):
         self.max_age = max_age
         self.register_buffer("input_ids", torch.zeros(capacity, seq_len, dtype=torch.int64))
         self.register_buffer("labels", torch.zeros(capacity, seq_len, dtype=torch.int64))
+        self.register_buffer("documents", torch.zeros(capacity, seq_len, dtype=torch.int32))
         self.register_buffer("states", torch.zeros(capacity, seq_len, vocab_size, dtype=torch.bfloat16))
         self.register_buffer("ages", torch.zeros(capacity, dtype=torch.int64))
 
@@ -75,7 +79,8 @@ class Replay(nn.Module):
         if samples == 0 or seq_len != self.input_ids.shape[1] or len(filled) < samples:
             return None
         slots = filled[torch.randperm(len(filled))[:samples].to(filled.device)]
-        return Recalled(slots, self.input_ids[slots], self.labels[slots], self.states[slots].float())
+        tokens = (self.input_ids[slots], self.labels[slots], self.documents[slots])
+        return Recalled(slots, *tokens, self.states[slots].float())
 
     @torch.no_grad()
     def remember(
@@ -84,6 +89,7 @@ class Replay(nn.Module):
         labels: Int64[Tensor, "batch seq"],
         states: Float[Tensor, "batch seq vocab"],
         recalled: Recalled | None,
+        documents: Int32[Tensor, "batch seq"] | None = None,
     ) -> None:
         """Put a batch back.
 
@@ -92,6 +98,7 @@ class Replay(nn.Module):
             labels: in the same order.
             states: where thinking ended, in the same order.
             recalled: what :meth:`recall` gave; None if nothing.
+            documents: of the tokens, in the same order; None if they are not kept apart.
         """
         if input_ids.shape[1] != self.input_ids.shape[1]:
             return
@@ -109,5 +116,6 @@ class Replay(nn.Module):
         slots = chance.argsort()[:fresh]
         fresh = len(slots)
         self.input_ids[slots], self.labels[slots] = input_ids[:fresh], labels[:fresh]
+        self.documents[slots] = 0 if documents is None else documents[:fresh]
         self.states[slots] = states[:fresh].to(self.states.dtype)
         self.ages[slots] = 1

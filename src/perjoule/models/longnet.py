@@ -5,7 +5,9 @@
     loss = cross-entropy(Norm(h)·Woutᵀ, labels)
 
 Dilated attention mixes patterns (segment length w, dilation r); layers/dilated.py has its formula, and
-layers/language.py the rest: embedding, loss, decoding. Segments begin at the first token of a row.
+layers/language.py the rest: embedding, loss, decoding. Segments begin at the first token of a row, also where packed
+documents are kept apart: other documents are hidden then, and segments are those of the row. So a document's logits are
+those it has alone if it begins where a segment of every pattern does; otherwise its segments are cut at other places.
 
 As configured by default, all but the attention is the Transformer's (RMSNorm, SwiGLU, RoPE, no biases), so that a
 comparison compares attention. The paper's blocks are MAGNETO's, with xPos, and so are the reference code's, without:
@@ -16,7 +18,8 @@ there is no dropout and no DeepNorm; sequences are not split over devices. The d
 
 Per sample: time O(num_layers·seq_len·dim·(dim + Σ w/r²)); memory for the backward pass
 O(num_layers·seq_len·dim·patterns), and seq_len·vocab_size for the loss. A decoded token looks up Σ w/r keys per layer
-and head, and the cache keeps all.
+and head, and the cache keeps all. To keep packed documents apart takes num_heads·seq_len·Σ w/r² numbers more, once for
+all layers.
 
 Ding et al., LongNet: Scaling Transformers to 1,000,000,000 Tokens, 2023; Wang et al., Foundation Transformers
 (MAGNETO), 2022.
@@ -25,17 +28,17 @@ Ding et al., LongNet: Scaling Transformers to 1,000,000,000 Tokens, 2023; Wang e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from perjoule.models.contract import FlopsPerToken
 from perjoule.models.layers.attention import SelfAttention
 from perjoule.models.layers.cache import Past
-from perjoule.models.layers.dilated import Pattern, dilated_attention, dilated_recall
+from perjoule.models.layers.dilated import Pattern, dilated_attention, dilated_recall, document_biases
 from perjoule.models.layers.glu import ACTIVATIONS, GLU
 from perjoule.models.layers.language import AttentionModel, Block
 from perjoule.models.layers.norm import RMSNorm
@@ -156,9 +159,9 @@ class DilatedAttention(SelfAttention):
         if config.sub_norm:
             self.sub_norm = config.new_norm(config.dim)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, biases: Sequence[Tensor]) -> Tensor:
         """Mix every position of whole sequences with the earlier ones that its patterns show."""
-        return dilated_attention(q, k, v, self.patterns)
+        return dilated_attention(q, k, v, self.patterns, biases=biases)
 
     def look_back(self, q: Tensor, past: Past) -> Tensor:
         """Mix one more token of each row with what its patterns show."""
@@ -205,6 +208,10 @@ class LongNet(AttentionModel):
             return Block(DilatedAttention(config), ffn, norm)
 
         super().__init__(config, vocab_size, seq_len, block, norm)
+
+    def biases(self, documents: Int32[Tensor, "batch seq"]) -> Sequence[Tensor]:
+        """Return what hides other documents in the segments of every pattern."""
+        return document_biases(documents, self.config.patterns, self.config.num_heads)
 
     def flops_per_token(self, seq_len: int) -> FlopsPerToken:
         """Return the training FLOPs per token, from the sizes: compiled, wrapped or sharded models give the same.

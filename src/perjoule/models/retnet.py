@@ -11,7 +11,8 @@ two halves of the GLU; the weights start as the Transformer's do, so that a comp
 reference has Xavier gains of 2^-2.5 (q, k, v, g) and 2^-1 (output of retention). The paper's feed-forward layer has
 two matrices, its code's three.
 
-Retention has no longest sequence: ``seq_len`` bounds neither a prompt nor what is generated.
+Retention has no longest sequence: ``seq_len`` bounds neither a prompt nor what is generated. What is retained of a
+packed document fades into the next, unless the batch says which is which.
 
 Per sample: time O(num_layers·seq_len·dim·(dim + chunk_len)), memory for the backward pass O(num_layers·seq_len·(dim +
 num_heads·chunk_len)), both linear in seq_len, and seq_len·vocab_size for the loss. Decoding: time and memory of a token
@@ -29,12 +30,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from perjoule.models.contract import FlopsPerToken
 from perjoule.models.layers.cache import align
+from perjoule.models.layers.documents import places_within
 from perjoule.models.layers.glu import GLU
 from perjoule.models.layers.language import LanguageModel
 from perjoule.models.layers.norm import RMSNorm
@@ -193,10 +195,11 @@ class RetNet(LanguageModel):
         super().__init__(config, vocab_size, lambda: Block(config), lambda: RMSNorm(config.dim, config.norm_eps))
         self.log_decays = log_decays(config.num_heads, config.decay)
 
-    def places(self, seq_len: int) -> Timeline:
+    def places(self, seq_len: int, documents: Int32[Tensor, "batch seq"] | None = None) -> Timeline:
         """Return what retention needs to know of whole sequences of any length."""
         positions = torch.arange(seq_len, device=self.embedding.weight.device)
-        return self._times(positions, positions[None] + 1)
+        within = positions[None] if documents is None else places_within(documents)
+        return self._times(positions, within + 1, documents=documents)
 
     @torch.no_grad()
     def prefill(
@@ -260,9 +263,11 @@ class RetNet(LanguageModel):
     def _blocks(self) -> list[Block]:
         return [cast(Block, block) for block in self.blocks]
 
-    def _times(self, positions: Tensor, count: Tensor, mask: Tensor | None = None) -> Timeline:
+    def _times(
+        self, positions: Tensor, count: Tensor, mask: Tensor | None = None, documents: Tensor | None = None
+    ) -> Timeline:
         config, device = self.config, positions.device
         dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
         theta = config.rope_theta if config.positions == "rotation" else None
         log_decay = torch.tensor(self.log_decays, device=device, dtype=dtype)
-        return timeline(log_decay, positions, count, config.head_dim, theta, mask)
+        return timeline(log_decay, positions, count, config.head_dim, theta, mask, documents)

@@ -8,13 +8,13 @@ The function is that of Hugging Face's ``LlamaForCausalLM`` (a test copies the w
 gradients). What differs: the query, key and value projections are one matrix, and so are gate and up; the cross-entropy
 is always in float32, over labels that the data has already shifted; weights are initialised as written at
 ``reset_parameters``; positions need not be rotary. With ``ffn_dim = dim`` it is the *Transformer++* of Energy-Based
-Transformers. Packed documents attend across their boundaries.
+Transformers. Packed documents attend across their boundaries, unless the batch says which is which.
 
 Here are the sizes and the layers of a block; layers/language.py has the rest: embedding, loss, decoding.
 
 Per sample: time O(num_layers·seq_len·dim·(dim + seq_len)); memory for the backward pass
 O(num_layers·seq_len·dim) plus, with the blocked kernel, O(num_layers·num_heads·seq_len²), and seq_len·vocab_size
-for the loss.
+for the loss. To keep packed documents apart takes seq_len² numbers more, once for all layers.
 
 Touvron et al., LLaMA: Open and Efficient Foundation Language Models, 2023.
 """

@@ -153,6 +153,11 @@ class _Assembly:
         config = self.config
         torch.manual_seed(derive(config.seed, "model"))
         module: nn.Module = config.model.build(data.shape)  # type: ignore[attr-defined]
+        if getattr(config.data, "mask_documents", False) and not getattr(module, "masks_documents", False):
+            raise ConfigError(
+                f"data.mask_documents: a model of kind {getattr(config.model, 'kind', '?')} does not keep documents "
+                "apart; accepted: false, or a model that does, such as transformer, retnet, longnet, ebt"
+            )
         torch.manual_seed(derive(config.seed, "training", self.ranks.rank))
         if config.initial_weights is not None:
             load_weights(config.initial_weights, module)

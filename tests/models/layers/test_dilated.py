@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from perjoule.models.layers import dilated
 from perjoule.models.layers.cache import Past
-from perjoule.models.layers.dilated import Pattern, attend_with_total, dilated_attention, dilated_recall
+from perjoule.models.layers.dilated import Pattern, dilated_attention, dilated_recall, document_biases
+from perjoule.models.layers.fused import attend_with_total
 
 Heads = tuple[Tensor, Tensor, Tensor]
 PATTERNS = [Pattern(4, 1), Pattern(7, 2), Pattern(16, 5)]
@@ -21,8 +22,13 @@ def random_heads(num_heads: int, seq_len: int, batch: int = 2) -> Heads:
     return q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
 
 
-def attend_one_by_one(q: Tensor, k: Tensor, v: Tensor, patterns: list[Pattern], causal: bool) -> Tensor:
-    """Follow the definition: one query of one head at a time, over the keys that each pattern shows."""
+def attend_one_by_one(
+    q: Tensor, k: Tensor, v: Tensor, patterns: list[Pattern], causal: bool, documents: list[int] | None = None
+) -> Tensor:
+    """Follow the definition: one query of one head at a time, over the keys that each pattern shows.
+
+    Those of other documents than its own are left out.
+    """
     num_heads, seq_len, head_dim = q.shape[1:]
     mixed = torch.zeros_like(q)
     for head, t in product(range(num_heads), range(seq_len)):
@@ -33,6 +39,7 @@ def attend_one_by_one(q: Tensor, k: Tensor, v: Tensor, patterns: list[Pattern], 
             shown = range(begin + offset, min(begin + pattern.segment_length, seq_len), pattern.dilation)
             if t in shown:
                 keys = [s for s in shown if s <= t or not causal]
+                keys = keys if documents is None else [s for s in keys if documents[s] == documents[t]]
                 scores = (k[:, head, keys] @ q[:, head, t, :, None]).squeeze(-1) / head_dim**0.5
                 outputs.append((scores.softmax(-1).unsqueeze(1) @ v[:, head, keys]).squeeze(1))
                 totals.append(scores.logsumexp(-1))
@@ -81,6 +88,22 @@ def test_any_patterns_equal_the_definition(patterns: list[Pattern], num_heads: i
     )
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    patterns=st.lists(some_pattern(), min_size=1, max_size=3),
+    num_heads=st.integers(1, 5),
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+)
+def test_documents_take_away_pairs_of_any_patterns(patterns: list[Pattern], num_heads: int, lengths: list[int]) -> None:
+    documents = [number for number, length in enumerate(lengths) for _ in range(length)]
+    biases = document_biases(torch.tensor([documents], dtype=torch.int32), patterns, num_heads)
+    assert_same_with_gradients(
+        random_heads(num_heads, len(documents), batch=1),
+        lambda q, k, v: attend_one_by_one(q, k, v, patterns, True, documents),
+        lambda q, k, v: dilated_attention(q, k, v, patterns, biases=biases),
+    )
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("segment_length", [20, 64])
 def test_one_segment_without_dilation_is_dense_attention(segment_length: int, causal: bool) -> None:
@@ -118,27 +141,6 @@ def test_recalling_one_query_equals_the_last_of_a_whole_sequence(
     past = Past(keys, values, positions=torch.full((2,), seq_len - 1))
     expected = dilated_attention(q, k, v, patterns)[:, :, -1:]
     torch.testing.assert_close(dilated_recall(q[:, :, -1:], past, patterns), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_fused_kernel_returns_the_log_sum_exp_and_so_does_the_open_form(causal: bool) -> None:
-    heads = random_heads(3, 40)
-    scores = heads[0] @ heads[1].transpose(-1, -2) / 8**0.5
-    if causal:
-        scores = scores + torch.full((40, 40), float("-inf")).triu(1)
-    for form in (attend_with_total, dilated._in_the_open):
-        output, total = form(*heads, causal, None)
-        assert not total.requires_grad
-        torch.testing.assert_close(total, scores.detach().logsumexp(-1), rtol=0, atol=1e-5, check_dtype=False)
-        torch.testing.assert_close(output, scores.softmax(-1) @ heads[2], rtol=0, atol=1e-5)
-
-
-def test_kernel_of_gpus_has_the_shapes_of_the_others() -> None:
-    q, k, v = (torch.empty(2, 3, 40, 64, device="meta").requires_grad_() for _ in range(3))
-    output, total = dilated._fused_on_cuda(q, k, v, causal=True)
-    assert output.shape == q.shape
-    assert total.shape == q.shape[:3]
-    assert torch.autograd.grad(output.sum(), q)[0].shape == q.shape
 
 
 def test_bfloat16_stays_close_to_float32() -> None:

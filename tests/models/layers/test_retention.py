@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from perjoule.models.layers.retention import (
@@ -20,12 +22,12 @@ from perjoule.models.layers.retention import (
 
 HEADS, HEAD_DIM, VALUE_DIM = 3, 4, 6
 
-FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+FORMS: dict[str, Callable[..., Tensor]] = {
     "parallel": parallel,
     "recurrent": recurrent,
-    "chunkwise, 1": lambda q, k, v, decay: chunkwise(q, k, v, decay, 1),
-    "chunkwise, 7": lambda q, k, v, decay: chunkwise(q, k, v, decay, 7),
-    "chunkwise, 256": lambda q, k, v, decay: chunkwise(q, k, v, decay, 256),
+    "chunkwise, 1": lambda q, k, v, decay, documents=None: chunkwise(q, k, v, decay, 1, documents),
+    "chunkwise, 7": lambda q, k, v, decay, documents=None: chunkwise(q, k, v, decay, 7, documents),
+    "chunkwise, 256": lambda q, k, v, decay, documents=None: chunkwise(q, k, v, decay, 256, documents),
 }
 
 
@@ -62,6 +64,26 @@ def by_definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def test_every_form_is_the_formula_at_any_length(form: str, seq_len: int) -> None:
     q, k, v = heads_of(seq_len)
     torch.testing.assert_close(FORMS[form](q, k, v, decays_of()), by_definition(q, k, v), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5), seed=st.integers(0, 99))
+def test_every_form_retains_documents_of_any_length_by_themselves(form: str, lengths: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    inputs = [tensor.requires_grad_() for tensor in heads_of(sum(lengths))]
+    documents = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32), torch.tensor(lengths))
+    # The second row is one document, whatever happens in the first.
+    rows = torch.stack((documents, torch.zeros_like(documents)))
+    alone = zip(*(torch.split(part[:1], lengths, dim=2) for part in inputs), strict=True)
+    first = torch.cat([parallel(q, k, v, decays_of()) for q, k, v in alone], dim=2)
+    q, k, v = (part[1:] for part in inputs)
+    expected = torch.cat((first, parallel(q, k, v, decays_of())))
+    found = FORMS[form](*inputs, decays_of(), rows)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    weights = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((mixed * weights).sum(), inputs) for mixed in (expected, found)]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from perjoule.models.layers.documents import visible_tokens
 from perjoule.models.layers.own_key import attend_with_own_key
 from perjoule.models.layers.positions import Positions, place, position_table
 from perjoule.models.layers.two_stream import TwoStreamAttention
@@ -98,6 +99,25 @@ def test_two_streams_equal_one_mask_over_both(
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     expected = layer.output(expected.transpose(1, 2).flatten(2))
     torch.testing.assert_close(torch.cat((mixed, read), dim=1), expected)
+
+
+@pytest.mark.parametrize("smallest", [1, 256])
+@pytest.mark.parametrize("front", [0, 1])
+def test_candidates_see_their_own_document_in_every_block_of_queries(
+    front: int, smallest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perjoule.models.layers.two_stream.SMALLEST_BLOCK", smallest)
+    layer, places = attention(), Places("rope")
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0] * 9], dtype=torch.int32)
+    visible = F.pad(visible_tokens(documents), (front, 0), value=True)[:, None]
+    kept, candidates = torch.randn(2, 2, 2, 9 + front, 4).double(), torch.randn(2, 9, 8).double()
+    together = layer.candidates(candidates, places[front + 1 : front + 10], kept, visible)
+    for row in range(9):  # one by one: what one row sees is not cut into blocks
+        position = row + front + 1
+        alone = layer.candidates(
+            candidates[:, row : row + 1], places[position : position + 1], kept, visible[:, :, row : row + 1]
+        )
+        torch.testing.assert_close(together[:, row : row + 1], alone)
 
 
 @pytest.mark.parametrize("kind", get_args(Positions))

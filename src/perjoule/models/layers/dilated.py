@@ -12,7 +12,8 @@ no pattern has is 0. With one segment and r = 1 it is dense attention.
 
 Differs from the reference code: segments and heads that r does not divide are padded, but the padding is never a key
 (there, zero keys attract a share of bidirectional attention); what is left behind the last whole segment is a shorter
-segment, not padded to a whole one; and a log-sum-exp that happens to be 0 does not count as nothing.
+segment, not padded to a whole one; and a log-sum-exp that happens to be 0 does not count as nothing. Documents that
+share a row may be hidden from one another: a key that a query would see is left out if it is another document's.
 
 Time Σ_i 2·seq_len·w_i/r_i²·head_dim multiply-adds per head without a mask, linear in seq_len; memory for the backward
 pass O(patterns·seq_len·head_dim) per head. All segments of a pattern are one call of a fused kernel.
@@ -23,18 +24,17 @@ Ding et al., LongNet: Scaling Transformers to 1,000,000,000 Tokens, 2023.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int32, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
 from perjoule.models.layers.cache import Past
-
-FUSED_HEAD_DIM = 8
-"""Head sizes that CUDA's fused kernel accepts are multiples of this."""
+from perjoule.models.layers.documents import hiding, visible_tokens
+from perjoule.models.layers.fused import attend_with_total
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ class Pattern:
         whole, rest = divmod(seq_len, self.segment_length)
         return whole * (-(-self.segment_length // self.dilation)) ** 2 + (-(-rest // self.dilation)) ** 2
 
+    def pieces(self, seq_len: int) -> list[tuple[int, int, int]]:
+        """Return where segments of one size begin and end, and the size: whole segments, then a shorter last one."""
+        whole = seq_len - seq_len % self.segment_length
+        pieces = [(0, whole, self.segment_length), (whole, seq_len, seq_len - whole)]
+        return [(begin, end, size) for begin, end, size in pieces if begin < end]
+
 
 def dilated_attention(
     q: Float[Tensor, "batch heads seq head_dim"],
@@ -65,6 +71,7 @@ def dilated_attention(
     v: Float[Tensor, "batch heads seq head_dim"],
     patterns: Sequence[Pattern],
     causal: bool = True,
+    biases: Sequence[Tensor] = (),
 ) -> Float[Tensor, "batch heads seq head_dim"]:
     """Attend in every pattern and mix.
 
@@ -74,8 +81,10 @@ def dilated_attention(
         v: values.
         patterns: at least one.
         causal: whether a position sees earlier ones only.
+        biases: from :func:`document_biases`, only where it does; without, there is one document a row.
     """
-    parts = [_attend(q, k, v, pattern, causal) for pattern in patterns]
+    rest = iter(biases)
+    parts = [_attend(q, k, v, pattern, causal, rest) for pattern in patterns]
     if len(parts) == 1:
         return parts[0][0]
     with torch.no_grad():
@@ -86,6 +95,24 @@ def dilated_attention(
     for (output, _), weight in zip(parts[1:], weights[1:], strict=True):
         mixed = torch.addcmul(mixed, output, weight)
     return mixed
+
+
+def document_biases(
+    documents: Int32[Tensor, "batch seq"], patterns: Sequence[Pattern], num_heads: int
+) -> list[Float[Tensor, "batch heads_and_segments length length"]]:
+    """Return what hides other documents, and the future, in each piece of each pattern.
+
+    Args:
+        documents: of the tokens.
+        patterns: at least one.
+        num_heads: of the queries.
+    """
+    numbers = documents[:, None, :, None].expand(-1, num_heads, -1, -1)
+    return [
+        hiding(visible_tokens(_take(numbers[:, :, begin:end], size, pattern.dilation).squeeze(-1)))
+        for pattern in patterns
+        for begin, end, size in pattern.pieces(documents.shape[1])
+    ]
 
 
 def dilated_recall(
@@ -117,68 +144,15 @@ def dilated_recall(
     return mixed
 
 
-def attend_with_total(
-    q: Float[Tensor, "batch heads seq head_dim"],
-    k: Float[Tensor, "batch heads seq head_dim"],
-    v: Float[Tensor, "batch heads seq head_dim"],
-    causal: bool,
-    bias: Float[Tensor, "batch heads seq seq"] | None = None,
-) -> tuple[Float[Tensor, "batch heads seq head_dim"], Float[Tensor, "batch heads seq"]]:
-    """Return dense attention, and the log-sum-exp of each query's scores, which has no gradient.
-
-    torch has the log-sum-exp in its fused kernels and does not return it; so they are called below their public name,
-    where the device has one. Elsewhere the scores are formed: memory quadratic in ``seq``.
-
-    Args:
-        q: queries.
-        k: keys.
-        v: values.
-        causal: whether a position sees earlier ones only.
-        bias: is added to the scores.
-    """
-    if q.device.type == "cpu":
-        output, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, attn_mask=bias, scale=None
-        )
-    elif q.device.type == "cuda" and q.shape[-1] % FUSED_HEAD_DIM == 0 and bias is None:
-        output, total = _fused_on_cuda(q, k, v, causal)
-    else:
-        output, total = _in_the_open(q, k, v, causal, bias)
-    return output, total.detach()
-
-
-def _fused_on_cuda(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool
-) -> tuple[Float[Tensor, "batch heads seq head_dim"], Float[Tensor, "batch heads seq"]]:
-    """Compute :func:`attend_with_total` with the kernel of GPUs; tested for shapes only, for want of one."""
-    output, total, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, causal)
-    return output, total[..., : q.shape[2]]  # it is padded to a multiple of 32 queries
-
-
-def _in_the_open(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None
-) -> tuple[Float[Tensor, "batch heads seq head_dim"], Float[Tensor, "batch heads seq"]]:
-    """Compute :func:`attend_with_total` with matrix products."""
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    if bias is not None:
-        scores = scores + bias
-    if causal:
-        scores = scores + torch.full(scores.shape[-2:], float("-inf"), device=q.device).triu(1)
-    return scores.softmax(-1).to(v.dtype) @ v, scores.detach().logsumexp(-1)
-
-
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, causal: bool
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, causal: bool, biases: Iterator[Tensor]
 ) -> tuple[Float[Tensor, "batch heads seq head_dim"], Float[Tensor, "batch heads seq"]]:
     """Return a pattern's output and log-sum-exp at every position."""
     num_heads, seq_len = q.shape[1:3]
-    whole = seq_len - seq_len % pattern.segment_length
     outputs, totals = [], []
-    for begin, end, size in ((0, whole, pattern.segment_length), (whole, seq_len, seq_len - whole)):
-        if begin == end:
-            continue
+    for begin, end, size in pattern.pieces(seq_len):
         own_q, own_k, own_v = (_take(x[:, :, begin:end], size, pattern.dilation) for x in (q, k, v))
-        bias = None if causal else _without_padding(pattern, size, num_heads, own_q)
+        bias = next(biases, None) if causal else _without_padding(pattern, size, num_heads, own_q)
         output, total = attend_with_total(own_q, own_k, own_v, causal, bias)
         outputs.append(_put(output, num_heads, size, pattern.dilation))
         dense = _put(total.unsqueeze(-1), num_heads, size, pattern.dilation).squeeze(-1)
@@ -212,8 +186,8 @@ def _without_padding(
 
 
 def _take(
-    x: Float[Tensor, "batch heads seq dim"], size: int, dilation: int
-) -> Float[Tensor, "batch heads_and_segments length dim"]:
+    x: Shaped[Tensor, "batch heads seq dim"], size: int, dilation: int
+) -> Shaped[Tensor, "batch heads_and_segments length dim"]:
     """Cut into segments of ``size`` and keep each head's positions, padded with zeros to the same number for all."""
     batch, num_heads, _, dim = x.shape
     x = x.reshape(batch, num_heads, -1, size, dim)

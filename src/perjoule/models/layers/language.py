@@ -15,21 +15,22 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int, Int32, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from perjoule.models.contract import FlopsPerToken, Output
+from perjoule.models.layers.attention import Places
 from perjoule.models.layers.cache import KeyValueCache, LayerCache, align
+from perjoule.models.layers.documents import hiding, visible_tokens
 from perjoule.models.layers.loss import chunked_next_token_loss, next_token_loss
 from perjoule.models.layers.norm import RMSNorm
 from perjoule.models.layers.positions import position_table
-from perjoule.models.layers.rope import Table
 from perjoule.models.layers.sizes import AttentionConfig, LanguageConfig
 
 
@@ -82,6 +83,9 @@ class LanguageModel(nn.Module, ABC):
         norm: builds the last norm.
     """
 
+    masks_documents: ClassVar[bool] = True
+    """``documents`` of a batch reach the blocks through :meth:`places`."""
+
     config: LanguageConfig
 
     def __init__(
@@ -109,17 +113,18 @@ class LanguageModel(nn.Module, ABC):
         """Return the output matrix, which is the embedding if they are tied."""
         return self.embedding.weight if self.output is None else self.output.weight
 
-    def forward(self, tensors: Mapping[str, Int64[Tensor, "batch seq"]], with_logits: bool = False) -> Output:
+    def forward(self, tensors: Mapping[str, Int[Tensor, "batch seq"]], with_logits: bool = False) -> Output:
         """Compute the loss of one batch.
 
         Args:
-            tensors: ``input_ids`` and ``labels``; a label of -100 is ignored.
+            tensors: ``input_ids`` and ``labels``; a label of -100 is ignored. With ``documents``, no token sees
+                another document of its row; see layers/documents.py.
             with_logits: return the logits as well, which costs batch·seq_len·vocab_size numbers.
 
         Raises:
             ConfigError: if the sequence is longer than the positions that the model was built for.
         """
-        hidden = self.hidden(tensors["input_ids"])
+        hidden = self.hidden(tensors["input_ids"], documents=tensors.get("documents"))
         rows, labels = hidden.flatten(0, 1), tensors["labels"].flatten()
         if self.config.loss_chunk_rows is not None and not with_logits:
             return Output(chunked_next_token_loss(rows, self.output_weight, labels, self.config.loss_chunk_rows))
@@ -127,16 +132,19 @@ class LanguageModel(nn.Module, ABC):
         loss = next_token_loss(logits, labels)
         return Output(loss, logits.view(*hidden.shape[:2], -1) if with_logits else None)
 
-    def hidden(self, input_ids: Int64[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
+    def hidden(
+        self, input_ids: Int64[Tensor, "batch seq"], *, documents: Int32[Tensor, "batch seq"] | None = None
+    ) -> Float[Tensor, "batch seq dim"]:
         """Return the normalised residual stream after the last block.
 
         Args:
             input_ids: whole sequences.
+            documents: of the tokens, where they shall not see each other's.
 
         Raises:
             ConfigError: if the sequence is longer than the positions that the model was built for.
         """
-        places = self.places(input_ids.shape[1])
+        places = self.places(input_ids.shape[1], documents)
         x = self.embedding(input_ids)
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
@@ -147,8 +155,12 @@ class LanguageModel(nn.Module, ABC):
         return normalised
 
     @abstractmethod
-    def places(self, seq_len: int) -> Any:
+    def places(self, seq_len: int, documents: Int32[Tensor, "batch seq"] | None = None) -> Any:
         """Return what blocks need to know of the positions of whole sequences.
+
+        Args:
+            seq_len: of the sequences.
+            documents: of the tokens, where they shall not see each other's; None is one document a row.
 
         Raises:
             ConfigError: if the sequence is longer than the positions that the model was built for.
@@ -181,7 +193,7 @@ class Block(nn.Module):
     """One attention and one feed-forward layer, each normalised before and added to the residual stream.
 
     Args:
-        attention: called as ``attention(x, table, cache)``; its matrix ``output`` is the last.
+        attention: called as ``attention(x, places, cache)``; its matrix ``output`` is the last.
         ffn: its matrix ``down`` is the last.
         norm: builds a norm.
     """
@@ -192,10 +204,10 @@ class Block(nn.Module):
         self.ffn_norm, self.ffn = norm(), ffn
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], table: Table | None, cache: LayerCache | None = None
+        self, x: Float[Tensor, "batch seq dim"], places: Places, cache: LayerCache | None = None
     ) -> Float[Tensor, "batch seq dim"]:
         """Add both layers' outputs to the residual stream; see layers/attention.py."""
-        x = x + self.attention(self.attention_norm(x), table, cache)
+        x = x + self.attention(self.attention_norm(x), places, cache)
         mixed: Tensor = x + self.ffn(self.ffn_norm(x))
         return mixed
 
@@ -225,30 +237,40 @@ class AttentionModel(LanguageModel):
         self.seq_len = seq_len
         self.positions = position_table(config.positions, seq_len, config.head_dim, config.rope_theta)
 
-    def places(self, seq_len: int) -> Table | None:
-        """Return the table of a sequence's positions; see :func:`~perjoule.models.layers.positions.position_table`."""
-        table: Table | None = self.positions(seq_len)
-        return table
+    def places(self, seq_len: int, documents: Int32[Tensor, "batch seq"] | None = None) -> Places:
+        """Return the table of a sequence's positions, and what hides other documents."""
+        return Places(self.positions(seq_len), () if documents is None else self.biases(documents))
+
+    def biases(self, documents: Int32[Tensor, "batch seq"]) -> Sequence[Tensor]:
+        """Return :attr:`Places.biases` of these documents: here, of one attention to everything before."""
+        return (hiding(visible_tokens(documents)).unsqueeze(1),)
 
     def hidden(
-        self, input_ids: Int64[Tensor, "batch seq"], cache: KeyValueCache | None = None
+        self,
+        input_ids: Int64[Tensor, "batch seq"],
+        cache: KeyValueCache | None = None,
+        *,
+        documents: Int32[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
         """Return the normalised residual stream after the last block.
 
         Args:
             input_ids: whole sequences; with a cache that has been filled, one more token of each row.
             cache: keys and values of what came before; takes those of these tokens.
+            documents: of the tokens, where they shall not see each other's; not with a cache.
 
         Raises:
             ConfigError: if the sequence is longer than the positions that the model was built for.
         """
         if cache is None:
-            return super().hidden(input_ids)
+            return super().hidden(input_ids, documents=documents)
+        assert documents is None
         begun = cache.begun
-        table = self.positions.at(cache.positions, cache.longest) if begun else self.places(input_ids.shape[1])
+        table = self.positions.at(cache.positions, cache.longest) if begun else self.positions(input_ids.shape[1])
+        places = Places(table)
         x = self.embedding(input_ids)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
-            x = block(x, table, layer)
+            x = block(x, places, layer)
         normalised: Tensor = self.norm(x)
         return normalised
 

@@ -16,6 +16,10 @@ middle, and with γ^(i-c) in Q' and γ^(c-i) in K', which is never more than γ^
 
     O = (Q·Kᵀ ⊙ D)·V + Q'·U,    U ← γ^chunk·(U + K'ᵀ·V)
 
+Where documents that share a row are kept apart, the sums over m are over a token's own document: D is 0 between two
+documents, and S is 0 where one begins. In the chunkwise form U is of the document that the last chunk ended in: only
+its tokens read it in the next, and only those of the document that this one ends in are added to it.
+
 What is kept of the reference code (torchscale) and what is not. Its three forms scale the rows of o differently, and
 the norm over a head takes every positive scale of a row out again, but for ``eps``. Division by sqrt(head_dim·s_n) is
 common to its parallel and its recurrent form, and exact here in all three: instead of o, ``eps`` is multiplied, by
@@ -40,9 +44,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from perjoule.models.layers.documents import visible_tokens
 
 Schedule = Literal["halving", "geometric"]
 Form = Literal["parallel", "recurrent", "chunkwise"]
@@ -76,12 +82,14 @@ class Timeline:
         rotation: (2, seq, head_dim/2) cosines and sines; None if nothing is rotated.
         weight: (rows, heads, seq) head_dim·s_n; one row if all are alike.
         mask: (batch, seq) False where the input is padded; None if it is nowhere.
+        documents: (batch, seq) whose tokens shall not see each other's; None is one document a row.
     """
 
     log_decay: Tensor
     rotation: Tensor | None
     weight: Tensor
     mask: Tensor | None = None
+    documents: Tensor | None = None
 
 
 def timeline(
@@ -91,16 +99,19 @@ def timeline(
     head_dim: int,
     theta: float | None,
     mask: Bool[Tensor, "batch seq"] | None = None,
+    documents: Int32[Tensor, "batch seq"] | None = None,
 ) -> Timeline:
     """Return what retention needs to know of the positions, in the dtype of ``log_decay``.
 
     Args:
         log_decay: ln γ of every head.
         positions: of the tokens, for the rotation.
-        count: real tokens up to and with each; one row if all are alike. Where there is none yet, it counts as one.
+        count: real tokens of its document up to and with each; one row if all are alike. Where there is none yet, it
+            counts as one.
         head_dim: of queries and keys; even if ``theta`` is given.
         theta: base of the wavelengths, which run from 2π to 2π·theta positions; None rotates nothing.
         mask: False where the input is padded.
+        documents: of the tokens, where they shall not see each other's.
     """
     ages = log_decay[:, None] * count.clamp(min=1)[:, None, :]
     total = torch.expm1(ages) / torch.expm1(log_decay)[:, None]  # exact even for a head that hardly forgets
@@ -109,7 +120,7 @@ def timeline(
         exponents = torch.linspace(0, 1, head_dim // 2, device=log_decay.device, dtype=log_decay.dtype)
         angles = torch.outer(positions.to(log_decay.dtype), theta**-exponents)
         rotation = torch.stack((angles.cos(), angles.sin()))
-    return Timeline(log_decay, rotation, head_dim * total, mask)
+    return Timeline(log_decay, rotation, head_dim * total, mask, documents)
 
 
 def parallel(
@@ -117,6 +128,7 @@ def parallel(
     k: Float[Tensor, "batch heads seq head_dim"],
     v: Float[Tensor, "batch heads seq value_dim"],
     log_decay: Float[Tensor, " heads"],
+    documents: Int32[Tensor, "batch seq"] | None = None,
 ) -> Float[Tensor, "batch heads seq value_dim"]:
     """Retain by one masked matrix product: the definition, and memory quadratic in ``seq``.
 
@@ -127,8 +139,12 @@ def parallel(
         k: rotated keys, zero where the input is padded.
         v: values.
         log_decay: ln γ.
+        documents: of the tokens, where they shall not see each other's.
     """
-    return (q @ k.transpose(-1, -2) * _decay_mask(log_decay, q.shape[2]).to(v.dtype)) @ v
+    scores = q @ k.transpose(-1, -2) * _decay_mask(log_decay, q.shape[2]).to(v.dtype)
+    if documents is not None:
+        scores = scores * visible_tokens(documents).unsqueeze(1)
+    return scores @ v
 
 
 def recurrent(
@@ -136,12 +152,15 @@ def recurrent(
     k: Float[Tensor, "batch heads seq head_dim"],
     v: Float[Tensor, "batch heads seq value_dim"],
     log_decay: Float[Tensor, " heads"],
+    documents: Int32[Tensor, "batch seq"] | None = None,
 ) -> Float[Tensor, "batch heads seq value_dim"]:
     """Retain one token after the other, as decoding does."""
     state = log_decay.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
     gamma = log_decay.exp()[:, None, None]
     mixed = []
     for n in range(q.shape[2]):
+        if documents is not None and n > 0:
+            state = state * (documents[:, n] == documents[:, n - 1])[:, None, None, None]
         now_q, now_k, now_v = (x[:, :, n : n + 1].to(state.dtype) for x in (q, k, v))
         mixed.append(read(state, now_q, now_k, now_v, gamma))
         state = state * gamma + k[:, :, n, :, None] * v[:, :, n, None, :]
@@ -165,6 +184,7 @@ def chunkwise(
     v: Float[Tensor, "batch heads seq value_dim"],
     log_decay: Float[Tensor, " heads"],
     chunk_len: int,
+    documents: Int32[Tensor, "batch seq"] | None = None,
 ) -> Float[Tensor, "batch heads seq value_dim"]:
     """Retain within chunks by matrix products, and from chunk to chunk by a state; one chunk is the parallel form.
 
@@ -174,23 +194,53 @@ def chunkwise(
         v: values.
         log_decay: ln γ.
         chunk_len: the longest chunk; all are made equally long, so that next to nothing is padded.
+        documents: of the tokens, where they shall not see each other's.
     """
     seq_len = q.shape[2]
     chunk = even_chunk(seq_len, chunk_len)
     num_chunks = -(-seq_len // chunk)
     if num_chunks == 1:
-        return parallel(q, k, v, log_decay)
+        return parallel(q, k, v, log_decay, documents)
     if missing := num_chunks * chunk - seq_len:
         q, k, v = (F.pad(x, (0, 0, 0, missing)) for x in (q, k, v))
     # One axis for batch and head: the products below are single batched ones, over chunks too.
     q, k, v = (x.view(*x.shape[:2], num_chunks, chunk, x.shape[3]) for x in (q, k, v))
     fade = (log_decay[:, None] * (torch.arange(chunk, device=q.device) - chunk // 2))[:, None, :, None]
-    added = (k * (-fade).exp()).to(v.dtype).transpose(-1, -2) @ v
-    states = _carry(added, torch.exp(log_decay * chunk))
     scores = q @ k.transpose(-1, -2) * _decay_mask(log_decay, chunk)[:, None].to(v.dtype)
+    to_state, from_state, kept = k * (-fade).exp(), q * fade.exp(), None
+    if documents is not None:
+        borders = _Borders.of(F.pad(documents, (0, missing)).view(-1, 1, num_chunks, chunk))
+        scores, kept = scores * borders.within, borders.kept
+        to_state, from_state = to_state * borders.written, from_state * borders.read
+    states = _carry(to_state.to(v.dtype).transpose(-1, -2) @ v, torch.exp(log_decay * chunk), kept)
     within = scores @ v
-    across = (q * fade.exp()).to(v.dtype) @ states.to(v.dtype)
+    across = from_state.to(v.dtype) @ states.to(v.dtype)
     return (within + across).flatten(2, 3)[:, :, :seq_len]
+
+
+@dataclass(frozen=True)
+class _Borders:
+    """What borders between documents let through, in the chunkwise form; all are True or False.
+
+    Args:
+        within: (batch, 1, chunks, chunk, chunk) from token to token.
+        read: (batch, 1, chunks, chunk, 1) from the state that a chunk begins with to a token.
+        written: (batch, 1, chunks, chunk, 1) from a token to the state that the next chunk begins with.
+        kept: (batch, 1, chunks, 1, 1) from the former to the latter.
+    """
+
+    within: Tensor
+    read: Tensor
+    written: Tensor
+    kept: Tensor
+
+    @staticmethod
+    def of(documents: Int32[Tensor, "batch 1 chunks chunk"]) -> _Borders:
+        """Return those of the documents in each chunk."""
+        last = documents[..., -1:]
+        before = torch.cat((documents[:, :, :1, :1], last[:, :, :-1]), dim=2)  # the first chunk's state is empty
+        read, written = (documents == before).unsqueeze(-1), (documents == last).unsqueeze(-1)
+        return _Borders(visible_tokens(documents), read, written, (last == before).unsqueeze(-1))
 
 
 def _decay_mask(log_decay: Float[Tensor, " heads"], seq_len: int) -> Float[Tensor, "heads seq seq"]:
@@ -205,13 +255,17 @@ def even_chunk(seq_len: int, chunk_len: int) -> int:
 
 
 def _carry(
-    added: Float[Tensor, "batch heads chunks head_dim value_dim"], gamma: Float[Tensor, " heads"]
+    added: Float[Tensor, "batch heads chunks head_dim value_dim"],
+    gamma: Float[Tensor, " heads"],
+    kept: Bool[Tensor, "batch 1 chunks 1 1"] | None,
 ) -> Float[Tensor, "batch heads chunks head_dim value_dim"]:
     """Return the state that each chunk begins with, in at least float32: rounding would add up over the chunks."""
     state = gamma.new_zeros(()).expand_as(added[:, :, 0])
     states = []
-    for part in added.unbind(2):
+    for number, part in enumerate(added.unbind(2)):
         states.append(state)
+        if kept is not None:
+            state = state * kept[:, :, number]
         state = (state + part) * gamma[:, None, None]
     return torch.stack(states, dim=2)
 
@@ -265,14 +319,14 @@ class Retention(nn.Module):
             times: of its positions.
         """
         q, k, v, gate = self._project(x, times)
-        return self._finish(self._mix(q, k, v, times.log_decay), gate, times)
+        return self._finish(self._mix(q, k, v, times), gate, times)
 
     def prefill(
         self, x: Float[Tensor, "batch seq dim"], times: Timeline
     ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch heads head_dim value_dim"]]:
-        """Return what :meth:`forward` does, and the state to decode from."""
+        """Return what :meth:`forward` does, and the state to decode from, if there is one document a row."""
         q, k, v, gate = self._project(x, times)
-        mixed = self._mix(q, k, v, times.log_decay)
+        mixed = self._mix(q, k, v, times)
         return self._finish(mixed, gate, times), final_state(k, v, times.log_decay)
 
     def decode(
@@ -305,12 +359,12 @@ class Retention(nn.Module):
             k = k * times.mask[:, None, :, None]
         return q, k, v.transpose(1, 2), gate
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, times: Timeline) -> Tensor:
         if self.form == "parallel":
-            return parallel(q, k, v, log_decay)
+            return parallel(q, k, v, times.log_decay, times.documents)
         if self.form == "recurrent":
-            return recurrent(q, k, v, log_decay)
-        return chunkwise(q, k, v, log_decay, self.chunk_len)
+            return recurrent(q, k, v, times.log_decay, times.documents)
+        return chunkwise(q, k, v, times.log_decay, self.chunk_len, times.documents)
 
     def _finish(self, mixed: Tensor, gate: Tensor, times: Timeline) -> Tensor:
         """Normalise each head, gate, and project."""

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from perjoule.core.errors import ConfigError
 
-Table = Float[Tensor, "parts seq half"] | Float[Tensor, "parts batch 1 1 half"]
-"""Cosines and sines of a sequence's positions, or of one position for each row of a batch."""
+Table = Float[Tensor, "parts seq half"] | Float[Tensor, "parts batch 1 seq half"]
+"""Cosines and sines of a sequence's positions, of which each row of a batch may have its own."""
 
 
 class RotaryTable(nn.Module):

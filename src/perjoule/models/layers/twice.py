@@ -59,9 +59,7 @@ def placed(
     return (q, k) if table is None or len(table) == 2 else (turned(q, table[:2]), turned(k, table[2:]))
 
 
-def turned(
-    x: Float[Tensor, "batch heads seq head_dim"], table: Float[Tensor, "2 seq half"]
-) -> Float[Tensor, "batch heads seq head_dim"]:
+def turned(x: Float[Tensor, "batch heads seq head_dim"], table: Table) -> Float[Tensor, "batch heads seq head_dim"]:
     """Return ``rotate(x, table)``."""
     if x.numel() <= SMALL:
         return rotate(x, table)

@@ -6,7 +6,7 @@ is neither the (seq, seq+1) score matrix with an overwritten diagonal of the rel
 streams. The context never sees a candidate, so that its keys and values may be kept.
 
 Queries are taken in blocks, and a block forms scores only up to its own end. Memory for the backward pass is quadratic
-in the length for candidates and, with the fused kernel, linear for the context.
+in the length for candidates and, with the fused kernel, linear for the context, unless documents are kept apart.
 
 Gladstone et al., Energy-Based Transformers are Scalable Learners and Thinkers, 2025.
 """
@@ -27,17 +27,23 @@ NUM_BLOCKS, SMALLEST_BLOCK = 4, 256
 """Blocks of queries; four of them form 62.5 % of the full score matrix."""
 
 
-def _causally(q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor) -> Tensor:
-    """Attend where row i sees as many columns as end with its own token; there may be more columns than rows."""
+def _causally(
+    q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor, visible: Bool[Tensor, "batch 1 rows columns"] | None
+) -> Tensor:
+    """Attend where row i sees no column behind its own token, or fewer; there may be more columns than rows."""
     num_rows, columns = q.shape[2], k.shape[2]
     block = max(-(-num_rows // NUM_BLOCKS), SMALLEST_BLOCK)
     parts = []
     for start in range(0, num_rows, block):
         end = min(start + block, num_rows)
         reach = end + columns - num_rows
-        visible = torch.ones(end - start, reach, dtype=torch.bool, device=q.device).tril(start + columns - num_rows)
+        if visible is None:
+            earlier = torch.ones(end - start, reach, dtype=torch.bool, device=q.device)
+            seen = earlier.tril(start + columns - num_rows)[None, None]
+        else:
+            seen = visible[:, :, start:end, :reach]
         rows_q, rows_k, rows_v = (x[:, :, start:end] for x in (q, own_k, own_v))
-        parts.append(attend_with_own_key(rows_q, k[:, :, :reach], v[:, :, :reach], rows_k, rows_v, visible[None, None]))
+        parts.append(attend_with_own_key(rows_q, k[:, :, :reach], v[:, :, :reach], rows_k, rows_v, seen))
     return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
@@ -103,12 +109,13 @@ class TwoStreamAttention(nn.Module):
             x: the candidates' normalised residual stream.
             table: of the positions that they are candidates for.
             kept: the context's keys and values.
-            visible: which columns each may see; None is those up to its own token; the last row's is the last column.
+            visible: which columns each may see, none of them behind its own token; None is all of those. The last
+                row's token is the last column, unless all rows see the same.
         """
         q, k, v = self._placed(x, table)
         q, (seen_k, seen_v) = q * self.head_dim**-0.5, kept.unbind()
-        if visible is None:
-            mixed = _causally(q, seen_k, seen_v, k, v)
+        if visible is None or visible.shape[2] > 1:
+            mixed = _causally(q, seen_k, seen_v, k, v, visible)
         else:
             mixed = attend_with_own_key(q, seen_k, seen_v, k, v, visible)
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
