@@ -16,7 +16,7 @@ from tests.measure import third_party
 from perjoule.measure.book import build_ledger
 from perjoule.measure.ledger import UNKNOWN, Account
 from perjoule.runs.journal import read_journal
-from perjoule.runs.samples import read_samples, sample_files
+from perjoule.runs.samples import MAGIC, read_samples, sample_files
 from perjoule.runs.tables import load_run
 
 ROUNDS = 7
@@ -48,11 +48,20 @@ class Training:
 
     def samplers(self) -> list[int]:
         """Return the processes that have begun to write samples."""
-        return [read_samples(path).header["pid"] for path in sample_files(self.run, 0) if path.stat().st_size > 4096]
+        return [read_samples(path).header["pid"] for path in self._begun()]
 
     def num_readings(self, attempt: int) -> int:
-        paths = sample_files(self.run, 0)
+        paths = self._begun()
         return len(read_samples(paths[attempt]).of(1)[0]) if len(paths) > attempt else 0
+
+    def _begun(self) -> list[Path]:
+        """Return the sample files whose header is whole: a file is there a moment before what it says."""
+
+        def whole(path: Path) -> bool:
+            with path.open("rb") as file:
+                return file.read(len(MAGIC)) == MAGIC and path.stat().st_size > 4096
+
+        return [path for path in sample_files(self.run, 0) if whole(path)]
 
     def num_steps(self) -> int:
         path = self.run / "metrics.jsonl"
