@@ -16,7 +16,8 @@ from tests.measure import third_party
 from perjoule.measure.book import build_ledger
 from perjoule.measure.ledger import UNKNOWN, Account
 from perjoule.runs.journal import read_journal
-from perjoule.runs.samples import MAGIC, read_samples, sample_files
+from perjoule.runs.sample_writer import MAGIC
+from perjoule.runs.samples import read_samples, sample_files
 from perjoule.runs.tables import load_run
 
 ROUNDS = 7
