@@ -193,7 +193,8 @@ def _add_data(verbs: _Verbs, shared: argparse.ArgumentParser) -> None:
             kind = str if place == "SOURCE" else Path
             step.add_argument(f"place{number}", type=kind, metavar=place)
         step.add_argument("overrides", nargs="*", metavar="key=value")
-        step.add_argument("--json", action="store_true", help=argparse.SUPPRESS if name != "inspect" else "as JSON")
+        if name == "inspect":
+            step.add_argument("--json", action="store_true", help="as JSON")
         step.set_defaults(verb=_data, step=name, num_places=len(places))
 
 

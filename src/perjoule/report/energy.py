@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from perjoule.core.phases import parent
-from perjoule.measure.carbon.emissions import J_PER_KWH
+from perjoule.core.units import J_PER_KWH
 from perjoule.measure.ledger import Account, Bucket, Ledger, StepCurve, Total
 from perjoule.report.carbon import Factors, segment_factors
 from perjoule.report.quantity import Figure, Floats, Quantity, Unavailable

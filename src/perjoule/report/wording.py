@@ -6,8 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 
-from perjoule.core.units import byte_size, duration, si
-from perjoule.measure.carbon.emissions import J_PER_KWH
+from perjoule.core.units import J_PER_KWH, byte_size, duration, si
 from perjoule.report.energy import ENERGY, IF_GIVEN
 from perjoule.report.quantity import Distribution, Figure, Quantity, Unavailable
 from perjoule.report.summary import LABELS, Summary, figures

@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from perjoule.core.units import si
+from perjoule.core.units import J_PER_KWH, si
 from perjoule.measure.contract import Unavailable
 
 READ_EVERY_S = 0.2
-J_PER_KWH = 3.6e6
 Reading = Callable[[], float | Unavailable]
 
 

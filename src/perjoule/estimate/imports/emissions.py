@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from perjoule.core.errors import DataError
+from perjoule.core.units import J_PER_KWH
 from perjoule.estimate.contract import Job, Measurement, Scopes
 from perjoule.estimate.devices import Device, find_device
 from perjoule.estimate.imports.table import Row, rows
 from perjoule.estimate.workloads import Architecture, Workload
 
 COLUMNS = ("run_id", "duration", "cpu_energy", "gpu_energy", "ram_energy", "project_name", "gpu_model", "cpu_model")
-_J_PER_KWH = 3.6e6
 
 
 def read_emissions(path: Path, devices: Mapping[str, Device] | None = None) -> list[Measurement]:
@@ -69,4 +69,4 @@ def _measurement(row: Row, devices: Mapping[str, Device] | None) -> Measurement:
 def _joules(row: Row, column: str) -> float | None:
     """Return kilowatt-hours as joules; None where the cell is empty or 0, which is how "not metered" is written."""
     kwh = row.optional(column, low=-1e-12)
-    return kwh * _J_PER_KWH if kwh else None
+    return kwh * J_PER_KWH if kwh else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from perjoule.core.errors import ConfigError
+from perjoule.core.units import J_PER_KWH
 from perjoule.estimate.contract import Estimate
 from perjoule.estimate.devices import Device
 from perjoule.estimate.own.device import job_of, on_device
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from perjoule.estimate.own.counting import Counted
     from perjoule.train.config import TrainConfig
 
-J_PER_KWH = 3.6e6
 _COMPILED = Estimate(0.6, 0.45, 0.85, "", "prior")
 """A compiled step over an eager one, where nothing is known of the machine (docs/log.md: 0.5 to 0.65)."""
 _PROCESS_BYTES = 4.0e8

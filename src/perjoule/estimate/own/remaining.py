@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from perjoule.core.errors import DataError
 from perjoule.core.phases import CHECKPOINT, EVALUATE
+from perjoule.core.units import J_PER_KWH
 from perjoule.estimate.contract import Estimate
 from perjoule.estimate.own.early_stopping import evaluations_left
 from perjoule.estimate.own.series import find_level, rest_of
@@ -26,7 +27,6 @@ from perjoule.runs.folder import FINISHED
 from perjoule.runs.tables import Run
 
 Floats = NDArray[np.float64]
-J_PER_KWH = 3.6e6
 _BLOCKS = 200
 """The energy of steps is looked at in at most so many blocks: a meter does not resolve single short steps."""
 

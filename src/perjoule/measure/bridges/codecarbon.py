@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from perjoule.core.errors import MissingExtra, RunFolderError
-from perjoule.core.units import duration, si
+from perjoule.core.units import J_PER_KWH, duration, si
 from perjoule.measure.bridges.codecarbon_schema import UJ_PER_J, metered_s, part_of, word
-from perjoule.measure.carbon.emissions import J_PER_KWH
 from perjoule.measure.ledger import Account, Ledger, Total
 from perjoule.runs.cross_check import CrossCheck, add_cross_check
 

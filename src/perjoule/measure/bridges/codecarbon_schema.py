@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from perjoule.measure.carbon.emissions import J_PER_KWH
+from perjoule.core.units import J_PER_KWH
 from perjoule.measure.carbon.table import read_table
 from perjoule.measure.ledger import Account
 from perjoule.runs.exports import Cell

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from perjoule.core.units import J_PER_KWH
 from perjoule.measure.carbon.intensity import Intensity
 from perjoule.measure.contract import Unavailable
 from perjoule.runs.carbon_series import CarbonSeries, read_carbon_series
 
 Floats = NDArray[np.float64]
-J_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True)
