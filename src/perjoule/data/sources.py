@@ -14,7 +14,7 @@ import os
 import platform
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -318,3 +318,16 @@ def _cut(num_bytes: Iterable[int]) -> Iterator[tuple[int, int, int]]:
             begin, size = end, 0
     if end > begin:
         yield begin, end, size
+
+
+def grouped(units: Sequence[Unit], num_bytes: int) -> tuple[tuple[Unit, ...], ...]:
+    """Group units, in their order, into jobs of about ``num_bytes``."""
+    groups: list[list[Unit]] = []
+    size = num_bytes
+    for unit in units:
+        if size >= num_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(unit)
+        size += unit.num_bytes
+    return tuple(map(tuple, groups))

@@ -43,7 +43,7 @@ from perjoule.data.folders import (
 )
 from perjoule.data.formats import DEFAULT_LIMITS, Limits
 from perjoule.data.parts import arrow
-from perjoule.data.sources import Source, Unit, files_source
+from perjoule.data.sources import Source, files_source, grouped
 from perjoule.data.split import SPLITS, Fractions
 from perjoule.data.split_pieces import READ, SORTED, WRITTEN, Piece, SplitPieces, changed
 
@@ -145,7 +145,7 @@ class _Passes:
         self, source: Source, folder: Path, work: Path, config: SplitConfig, say: Callable[[str], None]
     ) -> None:
         self._folder, self._work, self._config, self._say = folder, work, config, say
-        jobs = _jobs(source.units(), config.part_bytes)
+        jobs = grouped(source.units(), config.part_bytes)
         seed = config.seed if config.shuffle else None
         self._pieces = SplitPieces(source, folder, work, config.fractions, seed, config.part_bytes, jobs)
 
@@ -212,19 +212,6 @@ def _splits(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         totals = {key: sum(entry[key] for entry in entries) for key in ("documents", "bytes")}
         splits[split] = {**totals, "parts": entries}
     return splits
-
-
-def _jobs(units: Sequence[Unit], part_bytes: int) -> tuple[tuple[Unit, ...], ...]:
-    """Group units, in their order, into jobs of about ``part_bytes``."""
-    jobs: list[list[Unit]] = []
-    size = part_bytes
-    for unit in units:
-        if size >= part_bytes:
-            jobs.append([])
-            size = 0
-        jobs[-1].append(unit)
-        size += unit.num_bytes
-    return tuple(map(tuple, jobs))
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> Counter[str]:

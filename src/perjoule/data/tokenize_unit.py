@@ -21,7 +21,7 @@ from perjoule.core.errors import DataError
 from perjoule.data.engine import Amount, Report
 from perjoule.data.fast_encode import Encoder, Ids
 from perjoule.data.manifest import OFFSET_TYPE, OFFSETS, TOKENIZER, TOKENS, ShardEntry, UnitEntry, new_hash
-from perjoule.data.sources import Document, Source, Unit
+from perjoule.data.sources import Document, Source, Unit, grouped
 from perjoule.data.split import Fractions
 from perjoule.data.tokenizer import TextTokenizer
 from perjoule.runs.files import write_json
@@ -140,15 +140,7 @@ def unit_jobs(source: Source) -> list[UnitJob]:
     """
     parts = source.units()
     enough = max(_SMALLEST_UNIT_BYTES, sum(part.num_bytes for part in parts) // _MAX_UNITS)
-    groups: list[list[Unit]] = []
-    size = enough
-    for part in parts:
-        if size >= enough:
-            groups.append([])
-            size = 0
-        groups[-1].append(part)
-        size += part.num_bytes
-    return [UnitJob(number, tuple(group)) for number, group in enumerate(groups)]
+    return [UnitJob(number, group) for number, group in enumerate(grouped(parts, enough))]
 
 
 def unit_path(unfinished: Path, number: int) -> Path:
