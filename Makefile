@@ -7,7 +7,7 @@ ARGUMENTS :=
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: demo study check format lint types imports test browser peers lock clean
+.PHONY: demo study check format lint types imports test debian peers lock clean
 
 demo: $(VENV)/base
 	$(BIN)/perjoule train recipes/default.yaml name=$(DEMO) runs=$(RUNS) $(ARGUMENTS)
@@ -41,14 +41,15 @@ imports: $(VENV)/dev
 	$(BIN)/lint-imports
 
 # Two test processes on two cores; one thread each, so that they do not take each other's core.
-test: $(VENV)/dev browser
+test: $(VENV)/dev debian
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The report is tested in a real browser. Debian's is installed where that is allowed; elsewhere its test says so.
-browser:
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
-	  || echo "chromium is missing and cannot be installed here: the browser test will be skipped"
+# Reports are tested in a real browser and jobs on a real Slurm. Debian's are installed where that is allowed.
+debian:
+	@{ command -v chromium && command -v slurmctld && command -v munged; } >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+	  && apt-get install -y -qq --no-install-recommends chromium slurm-wlm munge >/dev/null; } \
+	  || echo "chromium or Slurm is missing and cannot be installed here: their tests will be skipped"
 
 # Other frameworks and energy meters, for benchmarks/ only; some of them break the project's own environment.
 peers: .peers/ready
