@@ -77,6 +77,12 @@ def test_changed_data_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     assert load_run(run).status == "finished"
 
 
+def test_data_may_have_moved(half: Path, uninterrupted: list[float], corpus: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(corpus, tmp_path / "elsewhere" / corpus.name)
+    assert resume(half, f"stop.steps={STEPS}", f"data.path={moved}").step == STEPS
+    assert losses(half) == uninterrupted
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_line(
     half: Path, uninterrupted: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:

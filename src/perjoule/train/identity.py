@@ -29,11 +29,15 @@ MAY_CHANGE = (
     "batch.accumulation",
     "batch.workers",
     "data.cache",
+    "data.path",
     "name",
     "runs",
     "device",
 )
-"""Keys that do not change what is trained; every other difference makes it another run."""
+"""Keys that do not change what is trained; every other difference makes it another run.
+
+Data may lie elsewhere: whether it is the same is asked of itself (`check_same_data`).
+"""
 
 
 def check_same_run(run: Path, resolved: Resolved[TrainConfig]) -> None:
