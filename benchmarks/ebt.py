@@ -22,7 +22,6 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,14 +32,11 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.ratios import paired_ratio, spread
-from perjoule.measure.machine import MachineProfile
+from benchmarks.workload import keep_freed_memory
 from perjoule.models.ebt import EBT, EBTConfig
 from perjoule.models.ebt_body import Block
 from perjoule.models.layers.rope import rotate
 from perjoule.models.transformer import Transformer, TransformerConfig
-from perjoule.train import backend as backends
-from perjoule.train.config import BackendConfig
-from perjoule.train.distributed import Ranks
 
 DIM, NUM_LAYERS, NUM_HEADS, VOCAB_SIZE, BATCH = 256, 4, 4, 4096, 4
 OURS, CHUNKED, PUBLISHED, TRANSFORMER = "ours", "ours, chunked", "published form", "Transformer"
@@ -237,9 +233,7 @@ def main() -> None:
     if arguments.peak_of:
         print(json.dumps({"peak_bytes": own_peak(arguments.peak_of, arguments.seq_len[0])}))
         return
-    with tempfile.TemporaryDirectory(prefix="perjoule-benchmark-") as folder:
-        # As in training: the pages of freed tensors are used again, and need not be made anew for every large one.
-        backends.prepare(BackendConfig(allocator="keep", threads=1), Ranks(), MachineProfile(Path(folder)))
+    keep_freed_memory()
     rounds = 2 if arguments.quick else arguments.rounds
     print(f"torch {torch.__version__}, 1 thread, matmul {arguments.matmul}")
     for seq_len in [32] if arguments.quick else arguments.seq_len:

@@ -17,25 +17,19 @@ from __future__ import annotations
 
 import argparse
 import random
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.ratios import paired_ratio, spread
-from benchmarks.workload import machine_line
-from perjoule.measure.machine import MachineProfile
+from benchmarks.workload import keep_freed_memory, machine_line
 from perjoule.models.layers.dilated import Pattern, dilated_attention
 from perjoule.models.longnet import LongNetConfig
 from perjoule.models.transformer import TransformerConfig
-from perjoule.train import backend as backends
-from perjoule.train.config import BackendConfig
-from perjoule.train.distributed import Ranks
 
 DENSE, AGAIN, HALF, PAPER = "dense", "dense, again", "half", "paper"
 LENGTHS = (2048, 4096, 8192, 16384)
@@ -126,9 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a few seconds; the figures mean little")
     options = parser.parse_args(arguments)
     rounds, lengths = (1, (256, 512)) if options.quick else (options.rounds, LENGTHS)
-    with tempfile.TemporaryDirectory(prefix="perjoule-benchmark-") as folder:
-        # As in training: the pages of freed tensors are used again, and need not be made anew for every large one.
-        backends.prepare(BackendConfig(allocator="keep", threads=1), Ranks(), MachineProfile(Path(folder)))
+    keep_freed_memory()
     torch.manual_seed(0)
     print(machine_line())
     for what, arms_at in (("attention", attention), ("model", model)):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.ratios import paired_ratio, spread
-from benchmarks.workload import machine_line
+from benchmarks.workload import keep_freed_memory, machine_line
 from perjoule.models.contract import Decoder
 from perjoule.models.retnet import RetNetConfig
 from perjoule.models.transformer import TransformerConfig
@@ -268,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.what == "one":
         one(options)
         return
+    keep_freed_memory()
     print(machine_line())
     options.peer = has_torchscale()
     {"train": train, "memory": memory, "decode": decode}[given.what](options)

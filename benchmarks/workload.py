@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,15 @@ from perjoule.train.stream import Stream
 CLIP_NORM = 1.0
 FULL = {"dim": 256, "num_layers": 4, "num_heads": 4, "ffn_dim": 688}
 """5.26 M parameters with 4096 tokens."""
+
+
+def keep_freed_memory() -> None:
+    """Work as training does on Linux: with one thread, and with the pages of freed tensors kept for later ones.
+
+    Otherwise every large tensor costs new pages, which arms with many of them pay for, or do not, by chance.
+    """
+    with tempfile.TemporaryDirectory(prefix="perjoule-benchmark-") as folder:
+        backends.prepare(BackendConfig(allocator="keep", threads=1), Ranks(), MachineProfile(Path(folder)))
 
 
 def config(

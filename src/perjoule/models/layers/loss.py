@@ -27,14 +27,15 @@ def next_token_loss(logits: Float[Tensor, "rows vocab"], labels: Int64[Tensor, "
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Forward keeps each row's log-sum-exp; backward makes the softmax from it in one pass over the logits."""
+    """Forward keeps each row's log-sum-exp; backward makes the softmax from it, a few rows at a time."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         useful = labels != IGNORED
         num_useful = useful.sum().clamp(min=1)
         index = labels.clamp(min=0).unsqueeze(1)
-        log_total = logits.float().logsumexp(-1, keepdim=True)
+        rows = _rows_at_a_time(logits)
+        log_total = torch.cat([part.float().logsumexp(-1, keepdim=True) for part in torch.split(logits, rows)])
         losses = (log_total - logits.gather(1, index).float()).squeeze(1)
         ctx.save_for_backward(logits, log_total, index, useful, num_useful)
         return torch.where(useful, losses, 0.0).sum() / num_useful
@@ -42,9 +43,20 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits, log_total, index, useful, num_useful = ctx.saved_tensors
+        rows = _rows_at_a_time(logits)
         shares = (useful * (grad / num_useful)).unsqueeze(1)
-        softmax = (logits.float() - log_total).exp_()
-        return softmax.mul_(shares).scatter_add_(1, index, -shares).to(logits.dtype), None
+        slopes = torch.empty_like(logits)
+        for out, *parts in zip(*(torch.split(x, rows) for x in (slopes, logits, log_total, index, shares)), strict=True):
+            part, total, label, share = parts
+            out.copy_((part.float() - total).exp_().mul_(share).scatter_add_(1, label, -share))
+        return slopes, None
+
+
+def _rows_at_a_time(logits: Tensor) -> int:
+    """Return how many rows a CPU's caches hold through all passes; elsewhere, and for the compiler, it is all."""
+    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+        return max(1, len(logits))
+    return max(8, (1 << 17) // logits.shape[1])
 
 
 def chunked_next_token_loss(

@@ -49,6 +49,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perjoule.models.layers.documents import visible_tokens
+from perjoule.models.layers.twice import turned
 
 Schedule = Literal["halving", "geometric"]
 Form = Literal["parallel", "recurrent", "chunkwise"]
@@ -203,18 +204,17 @@ def chunkwise(
         return parallel(q, k, v, log_decay, documents)
     if missing := num_chunks * chunk - seq_len:
         q, k, v = (F.pad(x, (0, 0, 0, missing)) for x in (q, k, v))
-    # One axis for batch and head: the products below are single batched ones, over chunks too.
-    q, k, v = (x.view(*x.shape[:2], num_chunks, chunk, x.shape[3]) for x in (q, k, v))
+    # Copied once, or each product below would; over batch, heads and chunks they are single batched ones.
+    q, k, v = (x.contiguous().view(*x.shape[:2], num_chunks, chunk, x.shape[3]) for x in (q, k, v))
     fade = (log_decay[:, None] * (torch.arange(chunk, device=q.device) - chunk // 2))[:, None, :, None]
     scores = q @ k.transpose(-1, -2) * _decay_mask(log_decay, chunk)[:, None].to(v.dtype)
-    to_state, from_state, kept = k * (-fade).exp(), q * fade.exp(), None
+    to_state, from_state, kept = k * (-fade).exp().to(v.dtype), q * fade.exp().to(v.dtype), None
     if documents is not None:
         borders = _Borders.of(F.pad(documents, (0, missing)).view(-1, 1, num_chunks, chunk))
         scores, kept = scores * borders.within, borders.kept
         to_state, from_state = to_state * borders.written, from_state * borders.read
-    states = _carry(to_state.to(v.dtype).transpose(-1, -2) @ v, torch.exp(log_decay * chunk), kept)
-    within = scores @ v
-    across = from_state.to(v.dtype) @ states.to(v.dtype)
+    states = _carry(to_state.transpose(-1, -2) @ v, torch.exp(log_decay * chunk), kept)
+    within, across = scores @ v, from_state @ states.to(v.dtype)
     return (within + across).flatten(2, 3)[:, :, :seq_len]
 
 
@@ -281,15 +281,6 @@ def final_state(
     return (faded.transpose(-1, -2) @ v.to(faded.dtype)).to(faded.dtype)
 
 
-def _rotate(
-    x: Float[Tensor, "2 batch heads seq head_dim"], rotation: Float[Tensor, "2 seq half"]
-) -> Float[Tensor, "2 batch heads seq head_dim"]:
-    """Turn queries and keys at once by the angles of their positions, in float32; return the dtype of ``x``."""
-    cos, sin = rotation[0], rotation[1]
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
-
-
 class Retention(nn.Module):
     """Gated multi-scale retention over one sequence per sample.
 
@@ -354,7 +345,7 @@ class Retention(nn.Module):
         qk, v, gate = self.qkvg(x).split(self.splits, dim=-1)
         qk = qk.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         v, gate = (part.unflatten(-1, (self.num_heads, -1)) for part in (v, gate))
-        q, k = (qk if times.rotation is None else _rotate(qk, times.rotation)).unbind(0)
+        q, k = (qk if times.rotation is None else turned(qk, times.rotation)).unbind(0)
         if times.mask is not None:
             k = k * times.mask[:, None, :, None]
         return q, k, v.transpose(1, 2), gate
@@ -368,8 +359,8 @@ class Retention(nn.Module):
 
     def _finish(self, mixed: Tensor, gate: Tensor, times: Timeline) -> Tensor:
         """Normalise each head, gate, and project."""
-        wide = mixed.to(times.weight.dtype)
-        spread = torch.rsqrt(wide.square().mean(-1) + self.eps * times.weight)
-        normalised = (wide * spread.unsqueeze(-1)).to(gate.dtype).transpose(1, 2)
+        norm = torch.linalg.vector_norm(mixed, dim=-1, keepdim=True, dtype=times.weight.dtype)
+        spread = torch.rsqrt(norm.square() / mixed.shape[-1] + self.eps * times.weight.unsqueeze(-1))
+        normalised = (mixed * spread).to(gate.dtype).transpose(1, 2)
         output: Tensor = self.output((F.silu(gate) * normalised).flatten(2))
         return output

@@ -85,7 +85,7 @@ class RotaryTable(nn.Module):
         return self
 
 
-def rotate(x: Float[Tensor, "batch heads seq head_dim"], table: Table) -> Float[Tensor, "batch heads seq head_dim"]:
+def rotate(x: Float[Tensor, "*batch seq head_dim"], table: Table) -> Float[Tensor, "*batch seq head_dim"]:
     """Turn every head of every position by its angles, in float32 at least; return the dtype of ``x``.
 
     Args:

@@ -59,9 +59,9 @@ def placed(
     return (q, k) if table is None or len(table) == 2 else (turned(q, table[:2]), turned(k, table[2:]))
 
 
-def turned(x: Float[Tensor, "batch heads seq head_dim"], table: Table) -> Float[Tensor, "batch heads seq head_dim"]:
+def turned(x: Float[Tensor, "*batch seq head_dim"], table: Table) -> Float[Tensor, "*batch seq head_dim"]:
     """Return ``rotate(x, table)``."""
-    if x.numel() <= SMALL:
+    if x.numel() <= SMALL or torch.compiler.is_compiling():  # which fuses the passes by itself
         return rotate(x, table)
     y: Tensor = _Turn.apply(x, table, 1)  # type: ignore[no-untyped-call]
     return y
