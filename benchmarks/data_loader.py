@@ -3,7 +3,8 @@
 Run with ``python -m benchmarks.data_loader``; litdata is in ``.peers`` (`make peers`). All read the same uint16 stream
 of made-up documents and hand over int64 inputs and labels of 8 x 1024 tokens, in memory of their own. Nothing is
 trained. Readers are opened once and take turns in blocks of batches within one process, so that neither start-up nor
-drift counts; what worker processes have prepared before a block begins is a few batches of many hundreds.
+drift counts; what worker processes have prepared before a block begins is a few batches of many hundreds. perjoule's
+workers are threads that only build batches which take longer than their hand-over, and these do not.
 
 What differs is how much is done for a batch. perjoule reads each row of an epoch once, in an order that depends on the
 epoch, begins in the middle of one as after a resume, ignores the label behind each BOS, and counts what is left.
@@ -35,6 +36,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from benchmarks.ratios import paired_ratio, spread
 from benchmarks.turns import Lap
 from benchmarks.workload import machine_line
+from perjoule.data.contract import Samples
+from perjoule.data.mixing import Mix, MixedSamples, shares
 from perjoule.data.prefetch import Prefetcher, ranges
 from perjoule.data.reader import PackedSamples
 from perjoule.data.shards import Shard, SplitTokens
@@ -95,11 +98,15 @@ class Corpus:
         return SplitTokens(tuple(shards))
 
 
-def perjoule(corpus: Corpus, num_shards: int, workers: int, seed: int) -> Open:
-    """Read shuffled rows from the middle of the second epoch on; arms with one seed would share parts of the order."""
+def packed(corpus: Corpus, num_shards: int, seed: int, mask_documents: bool = False) -> PackedSamples:
+    """Return shuffled rows; with one seed, those of two arms would share parts of the order."""
+    return PackedSamples(corpus.split(num_shards), SEQ_LEN, BOS, seed, mask_documents)
+
+
+def perjoule(samples: Samples, workers: int) -> Open:
+    """Read from the middle of the second epoch on."""
 
     def open_(stack: ExitStack) -> Iterator[Pair]:
-        samples = PackedSamples(corpus.split(num_shards), SEQ_LEN, BOS, seed)
         batches = stack.enter_context(Prefetcher(samples, ranges(3 * samples.num_samples // 2, ROWS), workers))
         return ((batch.tensors["input_ids"], batch.tensors["labels"]) for batch in batches)
 
@@ -246,7 +253,7 @@ def measure(arms: dict[str, Open], rounds: int, block: int) -> dict[str, list[La
 
 
 def report(laps: dict[str, list[Lap]]) -> None:
-    """Print each arm's speed, and perjoule's over that of the peers with as many workers.
+    """Print each arm's speed, and perjoule's over that of the peers with as many workers, or that know none.
 
     By CPU time too, where one thread does it all.
     """
@@ -255,7 +262,9 @@ def report(laps: dict[str, list[Lap]]) -> None:
         print(f"{arm}: {spread([ROWS * SEQ_LEN / each / 1e6 for each in wall[arm]]).text(0)} Mtok/s")
     for ours in (arm for arm in laps if arm.startswith("perjoule")):
         workers = ours.endswith("2 workers")
-        for peer in (arm for arm in laps if not arm.startswith("perjoule") and arm.endswith("2 workers") == workers):
+        for peer in (arm for arm in laps if not arm.startswith("perjoule")):
+            if peer.endswith("workers") and peer.endswith("2 workers") != workers:
+                continue
             print(f"ratio {ours} / {peer}, wall: {paired_ratio(wall[peer], wall[ours]).text()}")
             if not workers:
                 print(f"ratio {ours} / {peer}, CPU time: {paired_ratio(cpu[peer], cpu[ours]).text()}")
@@ -284,11 +293,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(temporary)
         corpus = Corpus.write(folder, num_tokens)
         print(f"{corpus.offsets[-1]:,} tokens, {len(corpus.offsets) - 1:,} documents; batches of {ROWS} x {SEQ_LEN}")
-        arms = {"A/A": perjoule(corpus, 1, 0, seed=0)}
+        arms = {"A/A": perjoule(packed(corpus, 1, seed=0), 0)}
         for workers in (0, 2):
             for num_shards in (1, NUM_SHARDS):
                 name = f"perjoule, {num_shards} shards, {workers} workers"
-                arms[name] = perjoule(corpus, num_shards, workers, seed=len(arms))
+                arms[name] = perjoule(packed(corpus, num_shards, seed=len(arms)), workers)
+        masked, parts = packed(corpus, NUM_SHARDS, len(arms), True), [packed(corpus, 1, len(arms) + k) for k in (1, 2)]
+        arms["perjoule, documents masked, 0 workers"] = perjoule(masked, 0)
+        arms["perjoule, mixture of two, 0 workers"] = perjoule(MixedSamples(parts, Mix(shares([1, 1]), 0)), 0)
         arms |= {"memmap, gathered at once": gathered(corpus), "memmap, slices copied": sliced(corpus)}
         arms["memmap, slices stacked"] = stacked(corpus)
         arms |= {f"DataLoader, {workers} workers": data_loader(corpus, workers) for workers in (0, 2)}

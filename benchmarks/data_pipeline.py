@@ -13,6 +13,8 @@ line. Every arm is a process of its own that reads the parquet files and leaves 
 The clock runs from before the first library of the arm is imported to after the last file is written. Memory is the sum
 of the peaks (VmHWM) of the processes of an arm that live at the same time, which counts shared libraries in each. All
 arms must give the same number of tokens (BOS, which perjoule alone adds, is not counted).
+
+With ``--peak-megabytes 1000`` there is a line about the memory of perjoule alone on so much text, read once.
 """
 
 from __future__ import annotations
@@ -291,9 +293,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begun = time.perf_counter()
     parser = argparse.ArgumentParser(description="text to token files, against other libraries")
     parser.add_argument("--arm", nargs=4, metavar=("NAME", "CORPUS", "TOKENIZER", "OUT"), help=argparse.SUPPRESS)
-    parser.add_argument("--megabytes", type=float, default=100)
+    parser.add_argument("--megabytes", type=float, default=60)
     parser.add_argument("--vocab-size", type=int, default=32768)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--peak-megabytes", type=float, default=0, help="text for one more run of perjoule: its memory")
     parser.add_argument("--only", nargs="+", choices=tuple(ARMS), help="these arms, beside perjoule itself")
     parser.add_argument(
         "--quick", action="store_true", help="once, on 2 MB, without the peers; the figures mean little"
@@ -348,6 +351,12 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
     print(f"token counts equal: {'yes' if len(counts) == 1 else f'no: {sorted(counts)}'}")
     packing = spread([packing_mtok_per_s(10_000_000) for _ in range(5)])
     print(f"packing ready documents: {packing.text(0)} Mtok/s")
+    if options.peak_megabytes:
+        large = folder / "large"
+        text_bytes = write_corpus(large, int(options.peak_megabytes * 1e6))
+        outcome = measured(PERJOULE, large, tokenizer, folder)
+        peak = outcome.peak_bytes / 1e6
+        print(f"{PERJOULE} on {text_bytes / 1e6:.0f} MB of text: peak {peak:.0f} MB, {outcome.wall_s:.1f} s")
 
 
 if __name__ == "__main__":

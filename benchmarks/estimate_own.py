@@ -7,7 +7,7 @@ beside it the prior, that is, what is estimated without a calibration.
 
     python benchmarks/estimate_own.py [--quick]
 
-On a quiet machine with two cores it takes about four minutes; with ``--quick`` one, with five configurations.
+On a quiet machine with two cores it takes about two minutes; with ``--quick`` one, with five configurations.
 """
 
 from __future__ import annotations
@@ -73,6 +73,13 @@ class Row:
     high_s: float
     prior_s: float
     measured_s: float
+    estimated_j: float | None
+    measured_j: float | None
+
+    @property
+    def energy_error(self) -> float:
+        """Return the relative error of the energy, NaN if it is not metered."""
+        return np.nan if self.estimated_j is None or self.measured_j is None else self.estimated_j / self.measured_j - 1
 
     @property
     def error(self) -> float:
@@ -111,10 +118,15 @@ def compare(trainer: Trainer, profile: MachineProfile, which: Mapping[str, Seque
         work = count(config, config.backend.precision).work
         found = model.step_s(work)
         taken, _ = measure(trainer, name, overrides, seconds)
-        row = Row(name, found.mean, found.low, found.high, prior.step_s(work).mean, taken.step_s)
+        joules = None if model.watts is None else found.mean * model.watts.mean
+        prior_s = prior.step_s(work).mean
+        row = Row(name, found.mean, found.low, found.high, prior_s, taken.step_s, joules, taken.step_j)
         rows.append(row)
         times = f"{row.estimated_s * 1e3:8.1f} ms  {row.measured_s * 1e3:8.1f} ms"
-        print(f"{name:<62} {times}  {row.error:+7.1%}  prior {row.prior_error:+7.0%}", flush=True)
+        print(
+            f"{name:<62} {times}  {row.error:+7.1%}  energy {row.energy_error:+7.1%}  prior {row.prior_error:+5.0%}",
+            flush=True,
+        )
     return rows
 
 
@@ -134,6 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         rows = compare(trainer, profile, which, seconds)
     errors, priors = [abs(row.error) for row in rows], [abs(row.prior_error) for row in rows]
     print(f"\nmedian error {np.median(errors):.1%}, largest {max(errors):.1%} (prior: median {np.median(priors):.0%})")
+    energies = [abs(row.energy_error) for row in rows]
+    print(f"energy: median error {np.median(energies):.1%}, largest {max(energies):.1%}")
+    width = np.median([np.sqrt(row.high_s / row.low_s) for row in rows]) - 1
+    print(f"half width of the interval {width:.0%} in the median")
     print(f"90 % interval covers {sum(row.covered for row in rows)} of {len(rows)}")
     return rows
 

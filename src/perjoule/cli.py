@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perjoule import __version__
-from perjoule.core.errors import ConfigError, PerjouleError, suggestion
+from perjoule.core.errors import ConfigError, DataError, PerjouleError, suggestion
 
 if TYPE_CHECKING:
     _Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -144,11 +144,12 @@ def _add_estimate(verbs: _Verbs, shared: argparse.ArgumentParser) -> None:
     estimate.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
     estimate.add_argument("--calibrate", action="store_true", help="measure this machine first, in about a minute")
     estimate.add_argument("--alternatives", action="store_true", help="rank what could be done otherwise")
-    estimate.add_argument("--budget", metavar="100kJ", help="the largest model and the most tokens that fit")
+    estimate.add_argument("--budget", metavar="100kJ|2h|10g", help="models and tokens that fit")
     estimate.add_argument("--device", metavar="NAME", help="an accelerator, by its data sheet, instead of this machine")
     estimate.add_argument("--score", type=Path, nargs="*", metavar="FILE", help="score every method on measured runs")
     estimate.add_argument("--fit", type=Path, nargs="+", default=[], metavar="FILE", help="with --score: to learn from")
     estimate.add_argument("--test", type=Path, nargs="+", default=[], metavar="FILE", help="with --score: unseen rows")
+    estimate.add_argument("--figure", type=Path, metavar="FILE.svg", help="with --score: draw what it found")
     estimate.set_defaults(verb=_estimate)
 
 
@@ -289,13 +290,17 @@ def _estimate(options: argparse.Namespace) -> int:
 
         if bool(options.score) == bool(options.fit) or bool(options.fit) != bool(options.test):
             raise ConfigError("--score needs measured runs: --score FILE…, or --score --fit FILE… --test FILE…")
-        if options.fit:
-            score_unseen(options.fit, options.test, print)
-        else:
-            score(options.score, print)
+        scores = score_unseen(options.fit, options.test, print) if options.fit else score(options.score, print)
+        if options.figure is not None:
+            from perjoule.report.estimators import score_figure
+            from perjoule.runs.files import write_atomically
+
+            if not (figure := score_figure(scores)):
+                raise DataError(f"{options.figure} was not drawn: no energy was estimated, only what the table shows")
+            write_atomically(options.figure, figure)
         return 0
-    if options.fit or options.test:
-        raise ConfigError("--fit and --test need --score")
+    if options.fit or options.test or options.figure:
+        raise ConfigError("--fit, --test and --figure need --score")
     _set_wait_policy()
     from perjoule import load
     from perjoule.estimate.own.calibration import Trainer

@@ -1,5 +1,6 @@
 """Units of work are done once each, wherever they run; errors reach the caller, and nothing is left running."""
 
+import ctypes
 import os
 import re
 import signal
@@ -9,13 +10,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from perjoule.core.errors import ConfigError, DataError, MissingExtra
 from perjoule.data import engine_dask
-from perjoule.data.engine import Amount, CannotWrite, Report, run_here, run_pool
-from perjoule.data.engine_dask import run_dask, slurm_cluster
+from perjoule.data.engine import Amount, CannotWrite, Report, Work, give_back_memory, run_here, run_pool
+from perjoule.data.engine_dask import slurm_cluster
+from perjoule.data.engines import Engine, EngineConfig
 
 
 @dataclass(frozen=True)
@@ -206,10 +210,17 @@ def cluster() -> object:
 dask_test = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
+def on_dask(
+    work: Work, scheduler: str, options: dict[str, Any] | None = None, report: Report = lambda amount: None
+) -> None:
+    with Engine(EngineConfig(engine="dask", scheduler=scheduler, workers=2, cluster=options or {})) as engine:
+        engine.run(work, JOBS, report)
+
+
 @dask_test
 def test_dask_does_every_unit_once_in_other_processes(cluster: object, tmp_path: Path) -> None:
     amounts: list[Amount] = []
-    run_dask(Note(tmp_path), JOBS, amounts.append, cluster.scheduler_address, 2, {})  # type: ignore[attr-defined]
+    on_dask(Note(tmp_path), cluster.scheduler_address, report=amounts.append)  # type: ignore[attr-defined]
     assert amounts == [Amount(documents=1, tokens=10)] * len(JOBS)
     lines = [(tmp_path / job.name).read_text().splitlines() for job in JOBS]
     assert [len(found) for found in lines] == [1] * len(JOBS)
@@ -229,7 +240,7 @@ def test_error_in_a_dask_worker_reaches_the_caller_as_one_line(
     failure: str, kind: type[Exception], message: str, cluster: object
 ) -> None:
     with pytest.raises(kind, match=message):
-        run_dask(Fail(failure), JOBS, lambda amount: None, cluster.scheduler_address, 2, {})  # type: ignore[attr-defined]
+        on_dask(Fail(failure), cluster.scheduler_address)  # type: ignore[attr-defined]
 
 
 @dask_test
@@ -237,7 +248,7 @@ def test_scheduler_that_is_not_there_says_what_would_be_accepted(monkeypatch: py
     monkeypatch.setattr(engine_dask, "_CONNECT_S", 0.5)
     message = r"cannot use the Dask scheduler tcp://127\.0\.0\.1:9: .*; accepted: an address such as tcp://host:8786"
     with pytest.raises(DataError, match=message):
-        run_dask(Fail("own"), JOBS, lambda amount: None, "tcp://127.0.0.1:9", 2, {})
+        on_dask(Fail("own"), "tcp://127.0.0.1:9")
 
 
 @dask_test
@@ -245,7 +256,7 @@ def test_cluster_without_workers_and_one_that_loses_them_are_one_line(monkeypatc
     monkeypatch.setattr(engine_dask, "_CONNECT_S", 2)
     with engine_dask.local_cluster(0, {"host": "127.0.0.1"}) as empty:
         with pytest.raises(DataError, match=r"the Dask scheduler tcp://.* has no workers; start some"):
-            run_dask(Fail("own"), JOBS, lambda amount: None, empty.scheduler_address, 2, {})
+            on_dask(Fail("own"), empty.scheduler_address)
 
     class Lost:
         def result(self) -> Amount:
@@ -281,7 +292,7 @@ def test_wrong_option_of_a_cluster_is_one_line() -> None:
     with pytest.raises(
         DataError, match=r"cannot use the Dask scheduler slurm: .*(cores|memory).*; accepted: an address"
     ):
-        run_dask(Fail("own"), JOBS, lambda amount: None, "slurm", 1, {"queue": "long"})
+        on_dask(Fail("own"), "slurm", {"queue": "long"})
 
 
 def test_missing_dask_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,4 +300,14 @@ def test_missing_dask_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         MissingExtra, match=r"engine=dask needs distributed; install it with pip install 'perjoule\[dask\]'"
     ):
-        run_dask(Fail("own"), JOBS, lambda amount: None, "local", 1, {})
+        on_dask(Fail("own"), "local")
+
+
+def test_freed_memory_goes_back_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept_bytes: list[int] = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=kept_bytes.append))
+    give_back_memory()
+    assert kept_bytes == [0]
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    give_back_memory()
+    assert kept_bytes == [0]

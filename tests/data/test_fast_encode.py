@@ -80,10 +80,24 @@ def test_share_of_the_documents_that_is_compared_is_that_asked_for(trained: Text
     assert "compared" not in encoded(Encoder(trained, compared_share=0), texts)[1]
 
 
-def test_long_documents_are_compared_only_when_all_are(trained: TextTokenizer) -> None:
-    long = "word " * 60_000
-    assert "compared" not in encoded(Encoder(trained, compared_share=0.999), [long])[1]
-    assert encoded(Encoder(trained, compared_share=1), [long])[1]["compared"] == 1
+@given(st.text(alphabet="ab!'s \t\r\n1é\u2028\u3000", max_size=200))
+@settings(max_examples=150, deadline=None)
+def test_document_that_is_encoded_piece_by_piece_has_the_tokenizers_ids(trained: TextTokenizer, text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast_encode, "_PIECE_CHARACTERS", 3)
+        assert "".join(fast_encode._pieces(text)) == text
+        ids, counts = encoded(Encoder(trained, compared_share=1), [text])
+    assert ids == trained.encode_batch([text])
+    assert counts == {"tiktoken": 1, "compared": 1}
+
+
+def test_pieces_of_a_long_document_are_short_and_one_document(trained: TextTokenizer) -> None:
+    text = "a word\nof 東京 or it's\n\n " * 20_000
+    assert max(map(len, fast_encode._pieces(text))) <= fast_encode._PIECE_CHARACTERS + 24
+    assert encoded(Encoder(trained, compared_share=1), [text]) == (
+        trained.encode_batch([text]),
+        {"tiktoken": 1, "compared": 1},
+    )
 
 
 def test_document_that_tiktoken_gives_up_on_is_encoded_by_tokenizers(trained: TextTokenizer) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from perjoule.core.errors import DataError, MissingExtra
-from perjoule.data import duplicates, splitting
+from perjoule.data import duplicates, engines, splitting
 from perjoule.data.duplicates import content_hash, document_starts, mark_copies, read_copies
 from perjoule.data.sources import files_source
 from perjoule.data.split import SPLITS, Fractions
@@ -233,13 +233,25 @@ def test_bytes_are_the_same_for_any_number_of_processes(
     assert alone.skipped == together.skipped == {"duplicate": 50}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_dask_writes_the_same_bytes(tmp_path: Path, shuffle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perjoule.data.sources.UNIT_BYTES", 1000)
+    path = write_rows(tmp_path / "a.jsonl", [f"document {number % 150}" for number in range(200)])
+    settings: dict[str, Any] = {"part_bytes": 1000, "shuffle": shuffle}
+    do(path, tmp_path / "alone", workers=0, **settings)
+    cluster = {"host": "127.0.0.1"}
+    do(path, tmp_path / "dask", engine="dask", scheduler="local", workers=2, cluster=cluster, **settings)
+    assert digests(tmp_path / "alone") == digests(tmp_path / "dask")
+
+
 def test_processes_are_one_for_two_cores_unless_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("perjoule.data.sources.UNIT_BYTES", 500)
     used: list[int] = []
-    monkeypatch.setattr(splitting, "run_pool", lambda work, jobs, report, workers: used.append(workers))
+    monkeypatch.setattr(engines, "run_pool", lambda work, jobs, report, workers, threads: used.append(workers))
     path = write_rows(tmp_path / "a.jsonl", [f"document {number}" for number in range(100)])
     for cores in (4, 16):
-        monkeypatch.setattr(splitting, "num_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(engines, "num_cores", lambda cores=cores: cores)
         if cores == 4:
             do(path, tmp_path / "out", part_bytes=500)
         else:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from perjoule.core.errors import DataError
-from perjoule.data import manifest, tokenize, tokenize_unit
+from perjoule.data import engines, manifest, tokenize, tokenize_unit
 from perjoule.data import store as store_module
 from perjoule.data.engine import run_here
 from perjoule.data.sources import files_source
@@ -207,7 +207,7 @@ def test_documents_that_change_while_they_are_tokenised_are_not_kept(
         run_here(*arguments)
         (corpus / "00.txt").write_text("another text")
 
-    monkeypatch.setattr(tokenize, "run_here", run_and_change)
+    monkeypatch.setattr(engines, "run_here", run_and_change)
     with pytest.raises(DataError, match=r"the documents in .*corpus changed while they were tokenised; start again"):
         store_of(corpus, cache)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]

@@ -14,9 +14,8 @@ import pytest
 
 from perjoule.config import resolve
 from perjoule.core.errors import ConfigError, DataError
-from perjoule.data import tokenize as tokenize_module
-from perjoule.data import tokenize_unit
-from perjoule.data.engine import CannotWrite, run_here
+from perjoule.data import engines, tokenize_unit
+from perjoule.data.engine import CannotWrite, run_here, run_pool
 from perjoule.data.manifest import Damaged
 from perjoule.data.split import SPLITS, Fractions
 from perjoule.data.store import open_store
@@ -126,7 +125,7 @@ def test_threads_and_batches_change_nothing(
     whole: Path, rows: Path, tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenize_unit, "_BATCH_CHARACTERS", 100)
-    monkeypatch.setattr(tokenize_module, "num_cores", lambda: 4)
+    monkeypatch.setattr(engines, "num_cores", lambda: 4)
     run(rows, tmp_path / "other", tokenizer)
     assert files(tmp_path / "other") == files(whole)
 
@@ -187,7 +186,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         numbers.extend(job.number for job in jobs)
         run_here(work, jobs, *others)
 
-    monkeypatch.setattr(tokenize_module, "run_here", count)
+    monkeypatch.setattr(engines, "run_here", count)
     return numbers
 
 
@@ -376,11 +375,11 @@ def test_tokenizer_is_needed_and_may_not_change_meanwhile(
     def change(work: Any, *others: Any) -> None:
         path = work.out / "tokenizer.json"
         path.write_text(path.read_text().replace("<|pad|>", "<|PAD|>"))
-        run_here(work, *others)
+        run_pool(work, *others)
 
-    monkeypatch.setattr(tokenize_module, "run_here", change)
+    monkeypatch.setattr(engines, "run_pool", change)
     with pytest.raises(DataError, match=r"out/tokenizer\.json was changed while it was in use; start again"):
-        run(rows, tmp_path / "out", tokenizer)
+        run(rows, tmp_path / "out", tokenizer, "workers=1")
 
 
 def test_format_can_be_read_as_documented(whole: Path) -> None:

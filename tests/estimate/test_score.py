@@ -11,9 +11,10 @@ from perjoule.core.errors import DataError
 from perjoule.estimate import SHELF
 from perjoule.estimate.contract import Epoch, Estimate, Job, Measurement, Scopes, Target
 from perjoule.estimate.estimators.mlco2 import MLCO2Config
-from perjoule.estimate.score import LEAKING, calibrated, learning_curve, score, score_unseen
+from perjoule.estimate.score import score, score_unseen
 from perjoule.estimate.scores import Outcome, Score, ask, summarize, table
 from perjoule.estimate.settings import Choice, best_settings, describe
+from perjoule.estimate.trials import LEAKING, calibrate, learning_curve, merge
 
 TARGET = Target.ENERGY_PER_EPOCH
 
@@ -21,7 +22,7 @@ TARGET = Target.ENERGY_PER_EPOCH
 @pytest.fixture(scope="module")
 def scored() -> tuple[list[Score], list[str]]:
     lines: list[str] = []
-    return score([*ZEUS], lines.append), lines
+    return score([*ZEUS], lines.append, processes=1), lines
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_measured_configurations_of_a_new_device_make_it_better(scored: tuple[li
 
 def test_the_random_division_is_reproduced_and_labelled_as_leaking(few_gaissa: Path) -> None:
     lines: list[str] = []
-    scores = score([few_gaissa], lines.append)
+    scores = score([few_gaissa], lines.append, processes=1)
     leaking = [one for one in scores if one.split == "random runs"]
     assert {"pre_energy", "pre_power", "mlco2", "green_algorithms"} <= {one.method for one in leaking}
     assert all(LEAKING in one.note for one in leaking)
@@ -125,7 +126,7 @@ def test_the_random_division_is_reproduced_and_labelled_as_leaking(few_gaissa: P
 
 def test_rows_of_another_file_are_scored_by_device_and_architecture() -> None:
     lines: list[str] = []
-    scores = score_unseen([ZEUS[0]], [ZEUS[1]], lines.append)
+    scores = score_unseen([ZEUS[0]], [ZEUS[1]], lines.append, processes=1)
     splits = {one.split for one in scores if one.method == "physical"}
     assert {"other file: all", "other file: P100", "other file: resnet50"} <= splits
     assert "device, 3 configurations measured" in splits
@@ -135,7 +136,7 @@ def test_rows_of_another_file_are_scored_by_device_and_architecture() -> None:
 
 def test_rows_that_were_learnt_from_are_not_asked() -> None:
     lines: list[str] = []
-    scores = score_unseen([ZEUS[0]], list(ZEUS), lines.append)
+    scores = score_unseen([ZEUS[0]], list(ZEUS), lines.append, processes=1)
     assert one_row(scores, "other file: all", "physical").num == 33
     assert lines[0] == "39 of 72 rows have a configuration that was learnt from: not asked"
     with pytest.raises(DataError, match="nothing to score: every configuration in --test is in --fit as well"):
@@ -153,14 +154,15 @@ def test_measurements_without_a_network_cannot_be_scored(tmp_path: Path) -> None
 
 def test_a_single_device_is_said_not_to_be_scored_by_device() -> None:
     lines: list[str] = []
-    scores = score([ZEUS[0]], lines.append)
+    scores = score([ZEUS[0]], lines.append, processes=1)
     assert "not scored: Zeus: one device only (V100): nothing is left to learn from" in lines
     assert not any(one.split.startswith("device") for one in scores)
 
 
 def test_calibration_never_asks_a_configuration_that_was_measured() -> None:
-    rows = calibrated(zeus(), "Zeus", {"P100"})
-    mine = {one.job.configuration_key for one in zeus() if one.job.device.name == "P100"}
+    p100 = [one for one in zeus() if one.job.device.name == "P100"]
+    rows = merge([calibrate([one for one in zeus() if one.job.device.name != "P100"], p100, "Zeus")])
+    mine = {one.job.configuration_key for one in p100}
     assert [one.num for one in rows] == [3 * (len(mine) - num) for num in (1, 3, 6)] + [3 * 3 * (len(mine) - 3)]
     assert rows[-1].split == "device, 3 configurations measured at random"
 
@@ -168,7 +170,7 @@ def test_calibration_never_asks_a_configuration_that_was_measured() -> None:
 def test_methods_that_watch_a_run_get_better_with_what_they_see() -> None:
     epochs = (Epoch(9.0, 900.0), *(Epoch(2.0, 200.0 + number % 3) for number in range(99)))
     run = replace(measure(make_job(), 209.0, 100.0), epochs=epochs)
-    curve = {(one.split, one.method): one for one in learning_curve([run], "made")}
+    curve = {(one.split, one.method): one for one in merge([learning_curve([run], "made")])}
     first, later = (curve[f"rest of a run, {share} % seen", "first_epochs"].median for share in (1, 5))
     assert first == later > 3  # one epoch is what it looks at, however many there are
     assert curve["rest of a run, 20 % seen", "step_energy"].median < 0.01
@@ -201,7 +203,7 @@ def test_choices_are_listed_with_their_median() -> None:
 
 def test_a_study_that_was_never_learnt_from_is_left_to_the_methods_that_can(few_gaissa: Path) -> None:
     lines: list[str] = []
-    scores = score_unseen([few_gaissa], [ZEUS[0]], lines.append)
+    scores = score_unseen([few_gaissa], [ZEUS[0]], lines.append, processes=1)
     assert (
         "not scored: pre_energy on Zeus: kernel ridge needs at least 10 measured runs, and 0 have the figure" in lines
     )

@@ -83,10 +83,30 @@ def test_power_lies_between_0_and_the_limit_for_any_latents(
 
 
 def test_every_latent_moves_seconds_or_watts() -> None:
-    job = make_job(architecture="mobilenet_v2", batch_size=64, limit_w=150)
-    base = np.array(predict(job))
+    jobs = [make_job(architecture=name, batch_size=64, limit_w=150) for name in ("mobilenet_v2", "deepspeech2")]
+    base = np.array(predict(*jobs))
     for name, one in LATENTS.items():
-        assert np.abs(np.array(predict(job, **{name: 1.5 * one.value})) / base - 1).max() > 1e-5, name
+        assert np.abs(np.array(predict(*jobs, **{name: 1.5 * one.value})) / base - 1).max() > 1e-5, name
+
+
+def test_a_recurrent_layer_reads_its_weights_however_small_the_batch() -> None:
+    small, large = (make_job("V100", "deepspeech2", size, train_samples=size, sample_size=615) for size in (1, 16))
+    (one, sixteen), _ = predict(small, large)
+    assert one > 3 * ARCHITECTURES["deepspeech2"].serial_bytes / DEVICES["V100"].bandwidth
+    assert sixteen < 4 * one
+
+
+def test_a_step_that_waits_for_memory_draws_less_than_one_of_products() -> None:
+    _, (products, memory) = predict(
+        *(make_job("V100", name, 512, sample_size=size) for name, size in (("vgg16", 224), ("mobilenet_v2", 224)))
+    )
+    assert memory < 0.95 * products
+
+
+def test_a_slow_processor_is_slow_in_all_that_it_does() -> None:
+    jobs = (make_job("H100", "nasnet_mobile", 1), make_job("H100", "ncf", 16384, sample_size=1))
+    base, slow = predict(*jobs)[0], predict(*jobs, host_slowness=2.0)[0]
+    assert np.array(slow) / base == pytest.approx(2.0, rel=0.1)
 
 
 def test_features_have_one_row_per_job() -> None:

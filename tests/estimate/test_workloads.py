@@ -42,7 +42,7 @@ def test_a_sample_is_a_colour_image_or_a_word_per_position() -> None:
 
 def test_an_unknown_architecture_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(DataError, match=r"unknown architecture 'resnet5': did you mean 'resnet50'\?"):
-        find_architecture("resnet5")
+        find_architecture("resnet5", "a.csv, line 3")
 
 
 def test_every_architecture_of_the_table_has_positive_facts() -> None:

@@ -77,6 +77,16 @@ def test_only_what_is_new_is_added(run: Written) -> None:
     assert live.read() == run.read() == 60
 
 
+def test_a_model_s_energy_between_two_looks_counts(run: Written) -> None:
+    writer = run.samples(CPU)
+    live = LiveEnergy(run.path)
+    for number in range(20):  # one new reading, or none, at each look
+        put(writer, 0, (number / 10, 7 * number))
+        live.read()
+        live.read()
+    assert live.read() == run.read() == 7 * 19
+
+
 def test_power_is_integrated_over_all_readings(run: Written) -> None:
     writer = run.samples(GPU_POWER)
     live = LiveEnergy(run.path)

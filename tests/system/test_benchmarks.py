@@ -366,3 +366,16 @@ def test_data_pipeline_compares_with_the_tokenizers_own_batches(tmp_path: Path) 
 def test_longnet_compares_patterns_with_dense_attention(tmp_path: Path) -> None:
     found = ratios(tmp_path, "benchmarks.longnet")
     assert {"dense / half, attention, 512", "512 / 256, attention, paper"} <= set(found)
+
+
+def test_estimates_before_training_are_compared_with_what_training_took(tmp_path: Path) -> None:
+    output = printed(tmp_path, "benchmarks.estimate_own", "--quick")
+    assert re.search(r"^median error [\d.]+%, largest [\d.]+% \(prior: median \d+%\)", output, re.MULTILINE)
+    assert re.search(r"^energy: median error [\d.]+%", output, re.MULTILINE)
+    assert re.search(r"^90 % interval covers \d of 5", output, re.MULTILINE)
+
+
+def test_the_rest_of_runs_is_compared_with_what_then_happened(tmp_path: Path) -> None:
+    output = printed(tmp_path, "benchmarks.estimate_online", "--quick")
+    assert [int(share) for share in re.findall(r"^ *(\d+)% median", output, re.MULTILINE)] == [5, 10, 20, 50]
+    assert len(re.findall(r"\d of 2", output)) == 8

@@ -252,7 +252,22 @@ def test_scoring_without_measured_runs_is_refused(words: list[str], capsys: pyte
 
 def test_rows_to_score_without_scoring_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "--fit", "a.csv"]) == 2
-    assert capsys.readouterr().err == "perjoule: --fit and --test need --score\n"
+    assert capsys.readouterr().err == "perjoule: --fit, --test and --figure need --score\n"
+
+
+def test_scores_are_drawn_where_energy_was_estimated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(__file__).parents[1] / "estimate" / "data"
+    fit, test = (str(data / f"summary_power_{device}.csv") for device in ("v100", "p100"))
+    figure = tmp_path / "scores.svg"
+    assert main(["estimate", "--score", "--fit", fit, "--test", test, "--figure", str(figure)]) == 0
+    assert "physical" in capsys.readouterr().out
+    assert "physical" in figure.read_text(encoding="utf-8")
+
+    monkeypatch.setattr("perjoule.estimate.score.score_unseen", lambda *arguments: [])
+    assert main(["estimate", "--score", "--fit", fit, "--test", test, "--figure", str(figure)]) == 6
+    assert capsys.readouterr().err.startswith(f"perjoule: {figure} was not drawn: no energy was estimated")
 
 
 def test_a_configuration_made_in_python_is_trained_and_says_so(tiny: Tiny) -> None:

@@ -29,15 +29,16 @@ def test_perjoule_is_compared_with_every_way_to_read_a_file(tmp_path: Path) -> N
     for shards in (1, data_loader.NUM_SHARDS):
         for clock in ("wall", "CPU time"):
             assert {f"perjoule, {shards} shards, 0 workers / {peer}, {clock}" for peer in peers} <= found.keys()
-        assert f"perjoule, {shards} shards, 2 workers / DataLoader, 2 workers, wall" in found
+        for peer in ("DataLoader, 2 workers", "memmap, slices copied"):
+            assert f"perjoule, {shards} shards, 2 workers / {peer}, wall" in found
 
 
 def test_arms_read_the_same_text(corpus: data_loader.Corpus) -> None:
     """Every batch of every arm is inputs and, one further in the corpus, labels; perjoule's knows where they end."""
     text = corpus.tokens.tobytes()
     arms = {
-        "perjoule": data_loader.perjoule(corpus, 1, 0, seed=0),
-        "shards": data_loader.perjoule(corpus, data_loader.NUM_SHARDS, 2, seed=1),
+        "perjoule": data_loader.perjoule(data_loader.packed(corpus, 1, seed=0), 0),
+        "shards": data_loader.perjoule(data_loader.packed(corpus, data_loader.NUM_SHARDS, seed=1), 2),
         "gathered": data_loader.gathered(corpus),
         "sliced": data_loader.sliced(corpus),
         "stacked": data_loader.stacked(corpus),

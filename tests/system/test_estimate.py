@@ -1,6 +1,7 @@
 """`perjoule estimate` from its request to its lines, with real calibration runs of a tiny set."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,18 @@ import pytest
 from tests.system.tiny import Tiny, run_of
 
 import perjoule
-from perjoule.core.errors import ConfigError
-from perjoule.estimate.own import verb
-from perjoule.estimate.own.calibration import KEPT, UNDER_WAY, Trainer, calibrate, configurations, read_calibration
+from perjoule.core.errors import ConfigError, DataError
+from perjoule.estimate.own import calibration, verb
+from perjoule.estimate.own.calibration import (
+    KEPT,
+    UNDER_WAY,
+    Trainer,
+    calibrate,
+    calibrate_compiled,
+    configurations,
+    read_calibration,
+    read_compiled,
+)
 from perjoule.estimate.own.verb import Request, estimate_verb
 from perjoule.measure.machine import MachineProfile
 from perjoule.train.console import Console
@@ -103,7 +113,8 @@ def test_a_recipe_is_estimated_with_alternatives_and_a_budget(profile: MachinePr
     assert {"steps", "step", "time", "energy", "carbon", "cost", "peak memory"} <= rows
     assert any("calibrated on 2 configurations" in line for line in lines)
     assert any("batch.size=8 " in line and "energy" in line for line in lines)
-    assert "1 kJ suffice for:" in lines
+    assert any(line.startswith("1 kJ suffice for one of these") for line in lines)
+    assert sum(" tokens a weight" in line for line in lines) >= 3
 
 
 def test_a_device_by_its_name_is_labelled_as_a_data_sheet(profile: MachineProfile, tiny: Tiny) -> None:
@@ -130,6 +141,43 @@ def test_calibrate_measures_before_it_answers(
     assert any("calibrated on 2 configurations" in line for line in lines)
 
 
+def test_what_compiling_gains_is_measured_when_the_recipe_is_compiled(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, profile: MachineProfile
+) -> None:
+    """The runs themselves are replaced: compiling takes a minute here."""
+    own = MachineProfile(tmp_path)
+    own.put(KEPT, profile.get(KEPT))
+    with pytest.raises(DataError, match="compiling is compared with calibrated configurations: calibrate them first"):
+        list(calibrate_compiled(TRAINER, MachineProfile(tmp_path / "other"), which=TWO))
+    compiled = recipe(tiny, "backend.compile=true")
+    assert any("prior: language models on two cores" in line for line in ask(own, overrides=compiled))
+    known = read_calibration(own)
+    assert known is not None
+    halved = {one.name: replace(one, step_s=one.step_s / 2) for one in known.samples}
+    seen: list[Sequence[str]] = []
+
+    def measure(trainer: Trainer, name: str, overrides: Sequence[str], seconds: float) -> tuple[Any, dict[str, Any]]:
+        seen.append(overrides)
+        return halved[name], {}
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    assert all("0.50 of the time" in line for line in calibrate_compiled(TRAINER, own, which=TWO))
+    assert all(one[-1] == "backend.compile=true" for one in seen)
+    factor = read_compiled(own)
+    assert factor is not None
+    assert factor.mean == pytest.approx(0.5)
+    assert 0.25 < factor.low < 0.5 < factor.high < 1
+    assert any("0.50 (" in line and "measured on 2" in line for line in ask(own, overrides=compiled))
+
+
+def test_a_calibration_that_takes_too_long_makes_no_further_round(tmp_path: Path) -> None:
+    profile = MachineProfile(tmp_path)
+    lines = list(calibrate(TRAINER, profile, seconds=0.1, rounds=2, which=TWO, most_s=0))
+    assert lines[-1] == "this took longer than 0 s: the rest of round 2 is left out"
+    assert len(lines) == 3
+    assert read_calibration(profile) is not None
+
+
 def test_the_rest_of_a_run_is_estimated_from_its_folder(profile: MachineProfile, tiny: Tiny) -> None:
     path = run_of(tiny.train("stop.steps=30", "energy={sampler: thread, meters: cpu_time}"))
     (path / "manifest.json").write_text((path / "manifest.json").read_text().replace('"finished"', '"stopped"'))
@@ -147,7 +195,7 @@ def test_what_does_not_fit_together_is_refused(profile: MachineProfile, tiny: Ti
         ask(profile, target=path, overrides=("batch.size=2",), budget="1kJ")
     with pytest.raises(ConfigError, match=r"is neither a recipe \(a YAML file\) nor a run folder"):
         ask(profile, target=tmp_path)
-    with pytest.raises(ConfigError, match="--budget must be an energy such as 500 J"):
+    with pytest.raises(ConfigError, match="--budget must be an energy such as 100kJ"):
         ask(profile, budget="5 cows")
     with pytest.raises(ConfigError, match="no data sheet of the device 'XT 9'"):
         ask(profile, device="XT 9")

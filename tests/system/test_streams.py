@@ -54,6 +54,12 @@ class Readers:
 ONE, TWO, THREE = Readers(1, 0), Readers(2, 1, accumulation=2), Readers(3, 2)
 
 
+@pytest.fixture(autouse=True)
+def threads_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let threads read these batches, which the loop would read sooner itself."""
+    monkeypatch.setattr("perjoule.data.prefetch.PATIENCE_S", -1.0)
+
+
 @pytest.fixture(scope="module")
 def recipes(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recipe]:
     """One recipe or more of every kind, small enough for several epochs."""

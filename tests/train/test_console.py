@@ -35,22 +35,26 @@ def test_plain_lines_come_every_five_seconds_with_rate_and_rest(seconds: list[fl
     console.begin()
     for step in range(1, 13):
         seconds.append(100.0 + step)
-        console.step(record(step), fraction=step / 24, seconds=float(step))
+        console.step(record(step), fraction=step / 24, left=lambda: f", {24 - len(seconds) + 1} s left")
     assert shown.getvalue().splitlines() == [
-        "step 1  loss 4.5678  1 ktok/s",
+        "step 1  loss 4.5678  1 ktok/s, 23 s left",
         "step 6  loss 4.5678  1 ktok/s, 18 s left",
         "step 11  loss 4.5678  1 ktok/s, 13 s left",
     ]
 
 
-def test_a_run_without_a_known_end_shows_no_rest(seconds: list[float]) -> None:
-    shown = io.StringIO()
-    console = Console(stream=shown)
+def test_what_is_left_is_asked_for_when_a_line_is_drawn_and_not_before(seconds: list[float]) -> None:
+    asked: list[float] = []
+
+    def left() -> str:
+        asked.append(seconds[-1])
+        return ""
+
+    console = Console(stream=io.StringIO())
     for step in range(1, 13):
         seconds.append(100.0 + step)
-        console.step(record(step), fraction=0.0, seconds=float(step))
-    assert shown.getvalue().count("step") == 3
-    assert "left" not in shown.getvalue()
+        console.step(record(step), fraction=0.0, left=left)
+    assert asked == [101.0, 106.0, 111.0]
 
 
 def test_a_terminal_gets_a_bar_that_goes_away(seconds: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,9 +63,10 @@ def test_a_terminal_gets_a_bar_that_goes_away(seconds: list[float], monkeypatch:
     console = Console(stream=shown)
     console.begin()
     seconds.append(101.0)
-    console.step(record(1), fraction=0.5, seconds=1.0)
+    console.step(record(1), fraction=0.5, left=lambda: ", 3 s left")
     console.line("step 1: validation loss 4.5 [not markup]")
     console.close()
+    assert "3 s left" in shown.getvalue()
     assert "step 1: validation loss 4.5 [not markup]" in shown.getvalue()
 
 

@@ -22,48 +22,36 @@ _AHEAD = 3
 """Units handed to the scheduler for each thread of the cluster: enough to never wait, little to take back."""
 
 
-def run_dask(
-    work: Work, jobs: Sequence[Job], report: Report, scheduler: str, workers: int, options: Mapping[str, Any]
-) -> None:
+def run_dask(client: Any, work: Work, jobs: Sequence[Job], report: Report) -> None:
     """Do all units on a cluster.
 
     Args:
+        client: of :func:`connected`.
         work: what is done.
         jobs: the units.
         report: is told of every finished unit, in this process.
-        scheduler: an address such as ``tcp://host:8786``, ``local`` or ``slurm``.
-        workers: processes on this machine, or Slurm jobs; a cluster that runs has its own.
-        options: for ``distributed.LocalCluster`` or ``dask_jobqueue.SLURMCluster``.
 
     Raises:
         PerjouleError: from the work.
-        DataError: if the cluster cannot be reached or loses workers again and again.
-        MissingExtra: without Dask.
+        DataError: if the cluster loses workers again and again.
     """
-    with _client(scheduler, workers, options) as client:
-        try:  # Slurm may let its jobs wait for days; a cluster that is there has workers or never will
-            client.wait_for_workers(1, timeout=None if scheduler == SLURM else _CONNECT_S)
-        except TimeoutError as error:
-            raise DataError(
-                f"the Dask scheduler {scheduler} has no workers; start some (dask worker ADDRESS)"
-            ) from error
-        ahead = _AHEAD * max(sum(client.nthreads().values()), workers)
-        left = iter(jobs)
+    ahead = _AHEAD * max(sum(client.nthreads().values()), 1)
+    left = iter(jobs)
 
-        def submitted() -> Iterator[Any]:
-            """Submit the next unit, if there is one; a worker that is lost does not lose its unit."""
-            for job in left:
-                yield client.submit(_do, work, job, pure=False)
-                return
+    def submitted() -> Iterator[Any]:
+        """Submit the next unit, if there is one; a worker that is lost does not lose its unit."""
+        for job in left:
+            yield client.submit(_do, work, job, pure=False)
+            return
 
-        first = [future for _ in range(ahead) for future in submitted()]
-        completed = _distributed().as_completed(first, loop=client.loop)
-        try:
-            for future in completed:
-                report(_result(future))
-                completed.update(list(submitted()))
-        finally:
-            client.cancel(list(completed.futures))
+    first = [future for _ in range(ahead) for future in submitted()]
+    completed = _distributed().as_completed(first, loop=client.loop)
+    try:
+        for future in completed:
+            report(_result(future))
+            completed.update(list(submitted()))
+    finally:
+        client.cancel(list(completed.futures))
 
 
 def _do(work: Work, job: Job) -> Amount:
@@ -91,8 +79,18 @@ def _result(future: Any) -> Amount:
 
 
 @contextlib.contextmanager
-def _client(scheduler: str, workers: int, options: Mapping[str, Any]) -> Iterator[Any]:
-    """Connect to a cluster, starting it if it is one of ours."""
+def connected(scheduler: str, workers: int, options: Mapping[str, Any]) -> Iterator[Any]:
+    """Connect to a cluster that has a worker, starting it if it is one of ours; return its client.
+
+    Args:
+        scheduler: an address such as ``tcp://host:8786``, ``local`` or ``slurm``.
+        workers: processes on this machine, or Slurm jobs; a cluster that runs has its own.
+        options: for ``distributed.LocalCluster`` or ``dask_jobqueue.SLURMCluster``.
+
+    Raises:
+        DataError: if the cluster cannot be reached or has no workers.
+        MissingExtra: without Dask.
+    """
     distributed = _distributed()
     with contextlib.ExitStack() as closing:
         try:
@@ -109,6 +107,12 @@ def _client(scheduler: str, workers: int, options: Mapping[str, Any]) -> Iterato
             raise DataError(
                 f"cannot use the Dask scheduler {scheduler}: {reason}; accepted: an address such as "
                 f"tcp://host:8786, {LOCAL} or {SLURM}, and cluster={{…}} for the last two"
+            ) from error
+        try:  # Slurm may let its jobs wait for days; a cluster that is there has workers or never will
+            client.wait_for_workers(1, timeout=None if scheduler == SLURM else _CONNECT_S)
+        except TimeoutError as error:
+            raise DataError(
+                f"the Dask scheduler {scheduler} has no workers; start some (dask worker ADDRESS)"
             ) from error
         yield client
 

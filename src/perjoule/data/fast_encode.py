@@ -11,15 +11,19 @@ Both cut text into words by the same regular expression first, with tables of Un
 classes it names are compared for each character that occurs, in both engines; a document with a character on which they
 disagree, or on which tiktoken gives up (it has no room for a million blanks in a row), is encoded by ``tokenizers``. A
 small share of the documents, chosen by their hash, is encoded by both and compared all the same.
+
+Long documents are encoded piece by piece. No word has a blank behind anything else, and what a word is depends on
+nothing before it and one character behind it; so between a visible character and a blank a text can be cut.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,8 +43,9 @@ TIKTOKEN, TOKENIZERS, COMPARED = "tiktoken", "tokenizers", "compared"
 
 COMPARED_SHARE = 1 / 256
 
-_COMPARED_CHARACTERS = 1 << 18
-"""Longer documents are compared only if all are: ``tokenizers`` keeps a hundred bytes for each token."""
+_PIECE_CHARACTERS = 1 << 16
+"""Of a document that are encoded at once: ``tokenizers`` keeps a hundred bytes for each token."""
+_CUT = re.compile(r"[!-~](?=[ \n])")
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """How the ByteLevel pre-tokenizer cuts; what it calls a letter, a number or a blank is up to the engine."""
@@ -78,7 +83,7 @@ class Encoder:
         """
         found: list[Ids | None] = [None] * len(texts)
         if self._fast is not None:
-            found = _encode_fast(self._fast, self._same_words, texts)
+            found = [_encode_fast(self._fast, self._same_words, text) for text in texts]
             counts[TIKTOKEN] += sum(ids is not None for ids in found)
             self._compare(texts, found, counts)
         left = [number for number, ids in enumerate(found) if ids is None]
@@ -89,7 +94,13 @@ class Encoder:
 
     def _slow(self, texts: Sequence[str]) -> list[Ids]:
         """Encode with ``tokenizers``."""
-        return [np.array(ids, np.uint32) for ids in self._tokenizer.encode_batch(texts)] if texts else []
+        if self._fast is None:  # who knows where its words end
+            return [np.array(ids, np.uint32) for ids in self._tokenizer.encode_batch(texts)] if texts else []
+        encode = self._tokenizer.encode_batch
+        return [
+            np.concatenate([np.array(ids, np.uint32) for piece in _pieces(text) for ids in encode([piece])])
+            for text in texts
+        ]
 
     def _compare(self, texts: Sequence[str], found: Sequence[Ids | None], counts: Counter[str]) -> None:
         """Encode a share of the documents once more."""
@@ -97,7 +108,6 @@ class Encoder:
             (text, ids)
             for text, ids in zip(texts, found, strict=True)
             if ids is not None and zlib.crc32(text[:1024].encode()) < self._compared_below
-            if len(text) <= _COMPARED_CHARACTERS or self._compared_below == 1 << 32
         ]
         counts[COMPARED] += len(chosen)
         for (text, ids), expected in zip(chosen, self._slow([text for text, _ in chosen]), strict=True):
@@ -108,20 +118,29 @@ class Encoder:
                 )
 
 
-def _encode_fast(encoding: tiktoken.Encoding, same_words: _SameWords, texts: Sequence[str]) -> list[Ids | None]:
-    """Encode with tiktoken; None where it must not be used or gave up."""
-    found: list[Ids | None] = []
-    for text in texts:
-        ids = None
-        if same_words(text):
-            try:
-                ids = encoding.encode_to_numpy(text, disallowed_special=())
-            except BaseException as error:
-                # Out of room for backtracking: a ValueError or, in older versions, a panic, which is no Exception.
-                if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
-                    raise
-        found.append(ids)
-    return found
+def _encode_fast(encoding: tiktoken.Encoding, same_words: _SameWords, text: str) -> Ids | None:
+    """Encode with tiktoken; None if it must not be used or gives up."""
+    parts: list[Ids] = []
+    for piece in _pieces(text):
+        if not same_words(piece):
+            return None
+        try:
+            parts.append(encoding.encode_to_numpy(piece, disallowed_special=()))
+        except BaseException as error:
+            # Out of room for backtracking: a ValueError or, in older versions, a panic, which is no Exception.
+            if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+                raise
+            return None
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a long text where a word ends and a blank follows, if it does anywhere."""
+    begin = 0
+    while len(text) - begin > _PIECE_CHARACTERS and (cut := _CUT.search(text, begin + _PIECE_CHARACTERS)):
+        yield text[begin : cut.end()]
+        begin = cut.end()
+    yield text[begin:]
 
 
 class _SameWords:

@@ -99,6 +99,8 @@ def usable(value: object, skipped: Counter[str]) -> str | None:
             reason = EMPTY
         elif value.isspace():
             reason = BLANK
+        elif value.isascii():
+            return value
         else:
             try:
                 value.encode()  # half a surrogate pair ("\ud800" in JSON) is a str that is not text

@@ -178,6 +178,6 @@ def _joined(batches: Sequence[Batch], order: Indices | None) -> Batch:
     tensors = {name: torch.cat([batch.tensors[name] for batch in batches]) for name in batches[0].tensors}
     if order is not None:
         places = torch.from_numpy(order)
-        tensors = {name: tensor[places] for name, tensor in tensors.items()}
+        tensors = {name: tensor.index_select(0, places) for name, tensor in tensors.items()}
     counts = [(batch.num_samples, batch.num_tokens, batch.num_useful) for batch in batches]
     return Batch(tensors, *map(sum, zip(*counts, strict=True)))

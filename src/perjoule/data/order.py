@@ -23,7 +23,7 @@ from perjoule.core.seeding import derive
 
 Indices = npt.NDArray[np.int64]
 _ROUNDS = 6
-_BLOCK = 1024
+_BLOCK = 4096
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _SHIFT_1, _SHIFT_2 = np.uint64(30), np.uint64(27)
 _KEPT = np.uint64(33)
@@ -51,9 +51,11 @@ def _feistel(indices: Indices, a: int, b: int, keys: list[int]) -> Indices:
     x, y = np.divmod(indices, b)
     for number, key in enumerate(keys):
         if number % 2:
-            y = (y + hashed(x, key)) % b
+            y += hashed(x, key)
+            y %= b
         else:
-            x = (x + hashed(y, key)) % a
+            x += hashed(y, key)
+            x %= a
     return x * b + y
 
 
@@ -64,10 +66,13 @@ def hashed(values: Indices, key: int) -> Indices:
         values: (n,) not negative.
         key: chooses the hash; 64 bits.
     """
-    bits = values.astype(np.uint64) ^ np.uint64(key)
-    bits = (bits ^ bits >> _SHIFT_1) * _MIX_1
-    bits = (bits ^ bits >> _SHIFT_2) * _MIX_2
-    return (bits >> _KEPT).astype(np.int64)
+    bits = values.view(np.uint64) ^ np.uint64(key)
+    bits ^= bits >> _SHIFT_1
+    bits *= _MIX_1
+    bits ^= bits >> _SHIFT_2
+    bits *= _MIX_2
+    bits >>= _KEPT
+    return bits.view(np.int64)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,10 @@ class Order:
     seed: int | None
 
     def samples(self, start: int, rows: int) -> Indices:
-        """Return the sample indices at the global positions ``start … start + rows - 1``; epochs join seamlessly."""
+        """Return the sample indices at the global positions ``start … start + rows - 1``; epochs join seamlessly.
+
+        The array may be read-only.
+        """
         assert start >= 0 and rows >= 1, f"positions {start} + {rows} are before the first sample or none"
         if self.seed is None:
             return np.arange(start, start + rows, dtype=np.int64) % self.num_samples
@@ -94,7 +102,7 @@ class Order:
             part = _block(self.num_samples, self.seed, epoch, block)[offset : offset + rows]
             parts.append(part)
             start, rows = start + len(part), rows - len(part)
-        return parts[0].copy() if len(parts) == 1 else np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @functools.lru_cache(maxsize=64)

@@ -25,13 +25,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
-from perjoule.config import Config
 from perjoule.core.errors import DataError
 from perjoule.core.units import byte_size, duration
 from perjoule.data.duplicates import document_starts, mark_copies
-from perjoule.data.engine import KEPT, Amount, CannotWrite, num_cores, run_here, run_pool
+from perjoule.data.engine import KEPT, Amount, CannotWrite
+from perjoule.data.engines import WHO_DOES_IT, Engine, EngineConfig
 from perjoule.data.folders import (
     MANIFEST,
     exclusive,
@@ -54,7 +54,7 @@ DUPLICATE = "duplicate"
 _SAY_EVERY_S = 5.0
 
 
-class SplitConfig(Config):
+class SplitConfig(EngineConfig):
     """How documents are shared out."""
 
     fractions: Fractions = Fractions()
@@ -69,8 +69,6 @@ class SplitConfig(Config):
     """Of the shuffled order; which split a document belongs to does not depend on it."""
     part_bytes: PositiveInt = 256 << 20
     """What is done at once, in bytes of the source: a kill loses this much work at most, and the shuffle holds it."""
-    workers: int | None = Field(default=None, ge=0)
-    """Processes; 0: this process alone. Unless given, one for every two cores; up to four cores, this process alone."""
     limits: Limits = DEFAULT_LIMITS
 
 
@@ -106,6 +104,8 @@ def split(path: Path, folder: Path, config: SplitConfig, say: Callable[[str], No
         MissingExtra: without pyarrow.
     """
     arrow()
+    if config.engine == "dask":  # workers may be in other folders
+        path, folder = path.absolute(), folder.absolute()
     source = files_source(path, config.column, config.limits)
     if source.splits:
         raise DataError(f"{path} is split already, into {', '.join(source.splits)}")
@@ -113,13 +113,14 @@ def split(path: Path, folder: Path, config: SplitConfig, say: Callable[[str], No
         raise DataError(f"{folder} lies in {path}, whose documents it would become part of; choose another folder")
     plan = {
         "format": FORMAT,
-        "settings": config.model_dump(mode="json", exclude={"workers"}),
+        "settings": config.model_dump(mode="json", exclude=set(WHO_DOES_IT)),
         "source": source.listing(),
     }
     with exclusive(folder) as work, writing(folder):
         if not start_over_or_go_on(folder, work, plan):
-            passes = _Passes(source, folder, work, config, say)
-            manifest = {"identity": identity_of(plan), "kind": "split", "plan": plan, **passes.run()}
+            with Engine(config) as engine:
+                counts = _Passes(source, folder, work, config, engine, say).run()
+            manifest = {"identity": identity_of(plan), "kind": "split", "plan": plan, **counts}
             manifest["source"] = {"path": str(path.absolute()), "provenance": provenance_of(path)}
             if source.listing() != plan["source"]:
                 raise DataError(changed(path, folder))
@@ -138,13 +139,20 @@ class _Passes:
         folder: of the result.
         work: of what is not finished.
         config: the settings.
+        engine: does the pieces.
         say: prints a line about progress.
     """
 
     def __init__(
-        self, source: Source, folder: Path, work: Path, config: SplitConfig, say: Callable[[str], None]
+        self,
+        source: Source,
+        folder: Path,
+        work: Path,
+        config: SplitConfig,
+        engine: Engine,
+        say: Callable[[str], None],
     ) -> None:
-        self._folder, self._work, self._config, self._say = folder, work, config, say
+        self._folder, self._work, self._config, self._engine, self._say = folder, work, config, engine, say
         jobs = grouped(source.units(), config.part_bytes)
         seed = config.seed if config.shuffle else None
         self._pieces = SplitPieces(source, folder, work, config.fractions, seed, config.part_bytes, jobs)
@@ -191,14 +199,8 @@ class _Passes:
                 remaining = duration((now - began) / done * (len(left) - done))
                 self._say(f"{what} {count - len(left) + done} of {count} pieces, {remaining} left")
 
-        workers = self._config.workers
-        if workers is None:
-            workers = 0 if (cores := num_cores()) <= 4 else cores // 2
         try:
-            if workers and len(left) > 1:
-                run_pool(self._pieces, left, report, workers)
-            else:
-                run_here(self._pieces, left, report)
+            self._engine.run(self._pieces, left, report)
         except CannotWrite as error:
             raise CannotWrite(f"{error}; {KEPT}") from error
         return [json.loads(self._pieces.note(piece).read_text(encoding="utf-8")) for piece in pieces]

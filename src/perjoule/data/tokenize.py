@@ -23,11 +23,11 @@ import numpy as np
 import tokenizers
 from pydantic import Field, PositiveInt
 
-from perjoule.config import Config
 from perjoule.core.errors import ConfigError, DataError, RunFolderError
 from perjoule.core.units import byte_size
 from perjoule.data import manifest as store_files
-from perjoule.data.engine import KEPT, CannotWrite, num_cores, run_here, run_pool
+from perjoule.data.engine import KEPT, CannotWrite
+from perjoule.data.engines import Engine, EngineConfig
 from perjoule.data.fast_encode import COMPARED, TIKTOKEN, TOKENIZERS, Encoder
 from perjoule.data.formats import DEFAULT_LIMITS, Limits
 from perjoule.data.manifest import MANIFEST, TOKENIZER, Damaged, Manifest, ShardEntry, UnitEntry, read_manifest
@@ -42,7 +42,6 @@ from perjoule.runs.files import write_atomically, write_json
 UNFINISHED = ".unfinished"
 PLAN = "plan.json"
 
-_ALONE_CORES = 4
 _MOST_THREADS = 8
 """Threads of one process share what Python does between the calls of the encoder; more than these wait for it."""
 
@@ -51,7 +50,7 @@ class OtherStore(DataError):
     """A folder holds tokens of other documents, or by another tokenizer."""
 
 
-class TokenizeConfig(Config):
+class TokenizeConfig(EngineConfig):
     """How documents become a token store."""
 
     tokenizer: Path | None = None
@@ -62,15 +61,6 @@ class TokenizeConfig(Config):
     """The splits, unless the corpus is split already."""
     limits: Limits = DEFAULT_LIMITS
     """What a compressed file may grow to."""
-    engine: Literal["pool", "dask"] = "pool"
-    """Processes of this machine, or a Dask cluster."""
-    workers: int | None = Field(default=None, ge=0)
-    """Processes, or Slurm jobs; 0: threads of this process alone. Unless given, one for every two cores; up to four
-    cores, threads alone."""
-    scheduler: str = "local"
-    """With dask: ``tcp://host:port`` of one that runs, ``local``, or ``slurm`` (through dask-jobqueue)."""
-    cluster: dict[str, Any] = Field(default_factory=dict)
-    """With dask: options of LocalCluster or SLURMCluster, such as ``{queue: long, cores: 8, memory: 16GB}``."""
     encoder: Literal["auto", "tokenizers"] = "auto"
     """``auto`` uses tiktoken where it provably gives the same ids."""
     compare: float = Field(default=1 / 256, ge=0, le=1)
@@ -296,19 +286,9 @@ class _Tokenizing:
         if not jobs:
             return
         left_bytes = sum(job.num_bytes for job in jobs)
-        with Progress(total_bytes, total_bytes - left_bytes, self._say) as progress:
-            workers, cores = config.workers, num_cores()
-            if config.engine == "dask":
-                from perjoule.data.engine_dask import run_dask
-
-                run_dask(work, jobs, progress.add, config.scheduler, workers or cores, config.cluster)
-                return
-            if workers is None:
-                workers = cores // 2 if cores > _ALONE_CORES and len(jobs) > 1 else 0
-            if workers == 0:
-                run_here(work, jobs, progress.add, min(cores, _MOST_THREADS))
-            else:
-                run_pool(work, jobs, progress.add, workers, max(1, cores // workers))
+        with Engine(config) as engine, Progress(total_bytes, total_bytes - left_bytes, self._say) as progress:
+            here = replace(work, tokenizer=self._tokenizer)
+            engine.run(work, jobs, progress.add, here, _MOST_THREADS)
 
     def _finish(self, jobs: Sequence[UnitJob]) -> Manifest:
         """Write the manifest from the lines about the units."""

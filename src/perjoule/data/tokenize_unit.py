@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perjoule.core.errors import DataError
-from perjoule.data.engine import Amount, Report
+from perjoule.data.engine import Amount, Report, give_back_memory
 from perjoule.data.fast_encode import Encoder, Ids
 from perjoule.data.manifest import OFFSET_TYPE, OFFSETS, TOKENIZER, TOKENS, ShardEntry, UnitEntry, new_hash
 from perjoule.data.sources import Document, Source, Unit, grouped
@@ -30,6 +30,8 @@ NO_TOKENS = "no_tokens"
 """Why a document was skipped: its text vanished in the tokenizer, as blanks do in some."""
 
 _BATCH_CHARACTERS = 1 << 20
+_AHEAD_CHARACTERS = 16 << 20
+"""May wait for being encoded or written; only documents of many megabytes are held up by it."""
 _MAX_UNITS = 1024
 _SMALLEST_UNIT_BYTES = 32 << 20
 
@@ -74,6 +76,7 @@ class TokenizeUnit:
         dtype: of the tokens.
         shard_tokens: a shard that has as many is cut.
         compared_share: of the documents encoded by both encoders; None: ``tokenizers`` encodes all.
+        tokenizer: if it is here already; a worker loads it from ``out``.
     """
 
     source: Source
@@ -84,6 +87,7 @@ class TokenizeUnit:
     dtype: str
     shard_tokens: int
     compared_share: float | None
+    tokenizer: TextTokenizer | None = None
 
     def __call__(self, job: UnitJob, threads: int, report: Report) -> None:
         """Write the shards of one unit, then the line that makes them count.
@@ -93,7 +97,8 @@ class TokenizeUnit:
             OSError: if a shard cannot be written.
             RunFolderError: if the line cannot be written.
         """
-        tokenizer, encoder = _encoder(self.out / TOKENIZER, self.tokenizer_hash, self.compared_share)
+        tokenizer = self.tokenizer or _tokenizer(self.out / TOKENIZER, self.tokenizer_hash)
+        encoder = _encoder(tokenizer, self.compared_share)
         skipped: Counter[str] = Counter()
         encoded: Counter[str] = Counter()
         batches = _batches(self._documents(job, skipped, report))
@@ -127,6 +132,7 @@ class TokenizeUnit:
         for part in job.parts:
             yield from self.source.read(part, skipped)
             report(Amount(unit_bytes=part.num_bytes))
+            give_back_memory()
 
 
 def unit_jobs(source: Source) -> list[UnitJob]:
@@ -174,12 +180,18 @@ def stream_of(documents: Sequence[Ids], bos_id: int, dtype: npt.DTypeLike) -> tu
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(path: Path, content_hash: str, compared_share: float | None) -> tuple[TextTokenizer, Encoder]:
+def _tokenizer(path: Path, content_hash: str) -> TextTokenizer:
     """Load the tokenizer once per process."""
     tokenizer = TextTokenizer.load(path)
     if tokenizer.content_hash != content_hash:
         raise DataError(f"{path} was changed while it was in use; start again")
-    return tokenizer, Encoder(tokenizer, compared_share)
+    return tokenizer
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(tokenizer: TextTokenizer, compared_share: float | None) -> Encoder:
+    """Set the encoder up once per process."""
+    return Encoder(tokenizer, compared_share)
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -212,13 +224,14 @@ def _encoded(
         yield from map(encode, batches)
         return
     with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[Future[tuple[list[Document], list[Ids], Counter[str]]]] = deque()
+        ahead: deque[tuple[int, Future[tuple[list[Document], list[Ids], Counter[str]]]]] = deque()
         for batch in batches:
-            ahead.append(pool.submit(encode, batch))
-            if len(ahead) > threads:
-                yield ahead.popleft().result()
+            ahead.append((sum(len(document.text) for document in batch), pool.submit(encode, batch)))
+            del batch
+            while len(ahead) > threads or sum(size for size, _ in ahead) > _AHEAD_CHARACTERS:
+                yield ahead.popleft()[1].result()
         while ahead:
-            yield ahead.popleft().result()
+            yield ahead.popleft()[1].result()
 
 
 def _check_no_bos(batch: Sequence[Document], ids: Sequence[Ids], bos_id: int) -> None:

@@ -85,6 +85,7 @@ class Job:
         power_limit_w: limit that is set on the device; the data sheet's power if none is.
         epochs: planned number of epochs; None if unknown.
         host: the machine around the device where it is known by a name: its processor launches the kernels.
+        framework: what launches the kernels there: ``pytorch`` or ``tensorflow``.
         ram_gb: memory of the host; None if unknown.
         observed: epochs that were measured so far, oldest first; empty before the run.
         hindsight: see the module.
@@ -97,6 +98,7 @@ class Job:
     power_limit_w: float | None = None
     epochs: int | None = None
     host: str = ""
+    framework: str = "pytorch"
     ram_gb: float | None = None
     observed: tuple[Epoch, ...] = ()
     hindsight: Hindsight | None = None

@@ -3,11 +3,15 @@
 With ``f`` the formula, ``θ`` the deviations of its latents with their prior ``N(0, Λ)`` and ``r`` a Gaussian process
 for what the formula leaves over::
 
-    log y = f(θ) + r + noise          linearised at the most probable θ: K = J Λ Jᵀ + K_r + σ²
+    log y = f(θ) + r + noise          linearised at the most probable θ: K = J Λ Jᵀ + D,  D = K_r + σ²
 
-One inverse of ``K`` gives predictions with their variance, and for any group of rows what would have been predicted
-without them, which is how the intervals are calibrated (Rasmussen and Williams, Gaussian Processes for Machine
-Learning, 2006, section 5.4.2, for single rows).
+``r`` is shared within an architecture alone, so that ``D`` falls into small blocks, and ``K⁻¹`` is ``D⁻¹`` less a
+product of as many columns as ``θ`` has entries (Woodbury). It gives predictions with their variance, and for any group
+of rows what would have been predicted without them, which is how the intervals are calibrated (Rasmussen and Williams,
+Gaussian Processes for Machine Learning, 2006, section 5.4.2, for single rows).
+
+The widths of ``r`` are those at which all measurements together are most probable; halving or doubling any width in
+``Λ`` changes that probability by less than a factor of e⁶, so that those are left at what was known before.
 """
 
 from __future__ import annotations
@@ -22,10 +26,10 @@ from perjoule.estimate.contract import Job
 from perjoule.estimate.step_model import LATENTS, Features, Floats, evaluate, features, group_labels
 
 _ITERATIONS = 12
-_FIT_SD = 0.15  # of a row around the formula, while the formula is fitted
 _NOISE_SD = 0.02
 _STEP = 1e-4
-_SHARED = ""
+_DRAWS = 300
+_SHARED = ""  # the group of all rows
 Ints = NDArray[np.int64]
 
 
@@ -45,11 +49,11 @@ class Remainder:
 
 
 REMAINDERS = (
-    Remainder(0.10, ("device", "workload"), (1.2, 0.4, 0.7)),
-    Remainder(0.08, ("device", "workload"), (4.0, 2.0, 2.0)),
-    Remainder(0.10, ("workload",), (1.5, 0.5, 0.7)),
-    Remainder(0.10, ("device", "architecture"), (1.5, 0.6, 0.7)),
-    Remainder(0.04, ("device", "workload"), (0.4, 0.15, 0.4)),
+    Remainder(0.06, ("device", "workload"), (1.2, 0.4, 0.7)),
+    Remainder(0.06, ("device", "workload"), (4.0, 2.0, 2.0)),
+    Remainder(0.06, ("workload",), (1.5, 0.5, 0.7)),
+    Remainder(0.06, ("device", "architecture"), (1.5, 0.6, 0.7)),
+    Remainder(0.025, ("device", "workload"), (0.4, 0.15, 0.4)),
 )
 
 
@@ -79,18 +83,27 @@ class Design:
         self._starts: dict[tuple[str, str], int] = {}
         sds: list[float] = []
         for name, latent in LATENTS.items():
-            for kind, sd in {_SHARED: latent.shared, **latent.groups}.items():
+            for kind, sd in latent.deviations.items():
                 self._starts[name, kind] = len(sds)
                 sds += [sd] * len(self._codes[kind])
         self.prior_sd: Floats = np.array(sds)
 
-    def latents(self, rows: Rows, theta: Floats) -> dict[str, Floats]:
-        """Return the logarithm of each latent in each row; what is unknown of a row deviates in nothing."""
+    def latents(self, rows: Rows, theta: Floats, random: np.random.Generator | None = None) -> dict[str, Floats]:
+        """Return the logarithm of each latent in each row.
+
+        Args:
+            rows: whose.
+            theta: deviations of the groups that were measured.
+            random: draws the deviations of those that were not, one for all rows of a group; None: they are 0.
+        """
         codes = self._row_codes(rows)
         found = {name: np.full(len(rows), np.log(latent.value)) for name, latent in LATENTS.items()}
         for (name, kind), start in self._starts.items():
             known = codes[kind] >= 0
             found[name][known] += theta[start + codes[kind][known]]
+            if random is not None and not known.all():
+                _, group = np.unique(np.array(rows.labels[kind])[~known], return_inverse=True)
+                found[name][~known] += LATENTS[name].groups[kind] * random.standard_normal(group.max() + 1)[group]
         return found
 
     def _row_codes(self, rows: Rows) -> dict[str, Ints]:
@@ -116,7 +129,7 @@ class Design:
         every = np.arange(len(rows))
         for name in LATENTS:
             slope = (evaluate(rows.x, {**latents, name: latents[name] + _STEP}) - value) / _STEP
-            for kind in (_SHARED, *LATENTS[name].groups):
+            for kind in LATENTS[name].deviations:
                 known = codes[kind] >= 0
                 derivatives[:, every[known], self._starts[name, kind] + codes[kind][known]] = slope[:, known]
                 if not known.all():
@@ -165,102 +178,97 @@ class Hierarchy:
     def __init__(self, jobs: Sequence[Job], log_y: Floats) -> None:
         self.rows = Rows(jobs)
         self._seen = np.isfinite(log_y)
-        self._log_y = log_y
+        self._output, self._row = np.nonzero(self._seen)
+        self._inverse = self._remainder_inverse()
         self._design = Design(self.rows)
-        self._theta = self._fit()
-        value, derivatives, _ = self._design.jacobian(self.rows, self._theta)
-        seen = self._seen
-        self._jacobian = derivatives[seen]
+        self._fit(log_y[self._seen])
+
+    def _remainder_inverse(self) -> Floats:
+        """Return the inverse of the covariance of what the formula leaves over.
+
+        It is shared within an architecture alone, so that the covariance falls into blocks.
+        """
         kernel = remainder_kernel(self.rows, self.rows)
-        covariance = (self._jacobian * self._design.prior_sd**2) @ self._jacobian.T
-        num_s = int(seen[0].sum())
-        covariance[:num_s, :num_s] += kernel[np.ix_(seen[0], seen[0])]
-        covariance[num_s:, num_s:] += kernel[np.ix_(seen[1], seen[1])]
-        covariance[np.diag_indices_from(covariance)] += _NOISE_SD**2
-        centred = (log_y - value)[seen] + self._jacobian @ self._theta
-        self._inverse: Floats = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
-        self._weights: Floats = self._inverse @ centred
+        labels = np.array(self.rows.labels["architecture"], dtype=np.str_)[self._row]
+        inverse = np.zeros((len(labels), len(labels)))
+        for output in (0, 1):
+            for label in dict.fromkeys(labels):
+                at = np.flatnonzero((labels == label) & (self._output == output))
+                rows = self._row[at]
+                block = kernel[np.ix_(rows, rows)] + _NOISE_SD**2 * np.eye(len(at))
+                inverse[np.ix_(at, at)] = np.linalg.inv(block)
+        return inverse
 
-    def _fit(self) -> Floats:
-        """Return the most probable deviations, by Gauss-Newton steps with damping."""
-        seen, prior = self._seen, 1 / self._design.prior_sd**2
-        weight = self._row_weights()[seen] / _FIT_SD**2
-        theta, damping = np.zeros(len(prior)), 0.0
-        value, derivatives, _ = self._design.jacobian(self.rows, theta)
-        loss = self._loss(value, theta, weight, prior)
+    def _fit(self, log_y: Floats) -> None:
+        """Find the most probable deviations by Gauss-Newton steps with damping, and linearise there."""
+        prior = self._design.prior_sd**-2
+        theta, damping, loss = np.zeros(len(prior)), 0.0, np.inf
+        candidate = theta
         for _ in range(_ITERATIONS):
-            jacobian = derivatives[seen]
-            gradient = jacobian.T @ (weight * (self._log_y - value)[seen]) - prior * theta
-            curvature = (jacobian * weight[:, None]).T @ jacobian + np.diag(prior * (1 + damping))
-            candidate = theta + np.linalg.solve(curvature, gradient)
-            found = self._design.jacobian(self.rows, candidate)
-            new_loss = self._loss(found[0], candidate, weight, prior)
-            if not new_loss < loss:
+            value, derivatives, _ = self._design.jacobian(self.rows, candidate)
+            error = log_y - value[self._seen]
+            weighed = self._inverse @ error
+            new_loss = float(error @ weighed + candidate @ (prior * candidate))
+            if new_loss < loss:
+                converged = loss - new_loss < 1e-3 * loss + 1e-3
+                theta, loss, damping = candidate, new_loss, damping / 4
+                self._jacobian = derivatives[self._seen]
+                self._whitened: Floats = self._inverse @ self._jacobian
+                gradient = self._jacobian.T @ weighed - prior * theta
+                information = self._jacobian.T @ self._whitened
+                residual = error
+                if converged:
+                    break
+            else:
                 damping = 4 * damping + 1
-                continue
-            converged = loss - new_loss < 1e-3 * abs(loss) + 1e-3
-            theta, loss, damping = candidate, new_loss, damping / 4
-            value, derivatives, _ = found
-            if converged:
-                break
-        return theta
-
-    def _row_weights(self) -> Floats:
-        """Return the (2, num_rows) weights: many rows of one workload on one device say less than as many apart."""
-        pairs = list(zip(self.rows.labels["device"], self.rows.labels["workload"], strict=True))
-        count = {pair: pairs.count(pair) for pair in set(pairs)}
-        weights = np.array([count[pair] ** -0.5 for pair in pairs])
-        return np.stack([weights, weights])
-
-    def _loss(self, value: Floats, theta: Floats, weight: Floats, prior: Floats) -> float:
-        error = (self._log_y - value)[self._seen]
-        return float((weight * error**2).sum() + (prior * theta**2).sum())
+            candidate = theta + np.linalg.solve(information + np.diag(prior * (1 + damping)), gradient)
+        self._theta = theta
+        self._covariance: Floats = np.asarray(np.linalg.inv(information + np.diag(prior)), dtype=np.float64)
+        centred = residual + self._jacobian @ theta
+        self._weights: Floats = self._inverse @ centred
+        self._weights -= self._whitened @ (self._covariance @ (self._whitened.T @ centred))
 
     def predict(self, jobs: Sequence[Job]) -> Prediction:
         """Predict the logarithms of seconds per epoch and watts of jobs."""
         rows = Rows(jobs)
         value, derivatives, unknown = self._design.jacobian(rows, self._theta)
         kernel = remainder_kernel(rows, self.rows)
-        means, covers = [], []
-        num_s = int(self._seen[0].sum())
-        for output in (0, 1):
-            covariance = (derivatives[output] * self._design.prior_sd**2) @ self._jacobian.T
-            part = slice(None, num_s) if output == 0 else slice(num_s, None)
-            covariance[:, part] += kernel[:, self._seen[output]]
-            means.append(value[output] - derivatives[output] @ self._theta + covariance @ self._weights)
-            covers.append(covariance)
+        shift = self._design.prior_sd**2 * (self._jacobian.T @ self._weights) - self._theta
+        means, left, slopes = [], [], []
         own = sum(part.sd**2 for part in REMAINDERS) + _NOISE_SD**2
+        for output in (0, 1):
+            part = self._output == output
+            near = kernel[:, self._row[part]]
+            means.append(value[output] + derivatives[output] @ shift + near @ self._weights[part])
+            # The remainder given θ, and what is left of θ's share.
+            left.append(own - ((near @ self._inverse[np.ix_(part, part)]) * near).sum(axis=1))
+            slopes.append(derivatives[output] - near @ self._whitened[part])
         variances = []
-        for left, right in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
-            slope = left * derivatives[0] + right * derivatives[1]
-            cover = left * covers[0] + right * covers[1]
-            variance = (slope**2 * self._design.prior_sd**2).sum(axis=1) + own * (left**2 + right**2)
+        for first, second in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
+            slope = first * slopes[0] + second * slopes[1]
+            variance = ((slope @ self._covariance) * slope).sum(axis=1) + first * left[0] + second * left[1]
             for (name, kind), extra in unknown.items():
-                sd = LATENTS[name].groups[kind]
-                variance += sd**2 * (left * extra[0] + right * extra[1]) ** 2
-            variance -= ((cover @ self._inverse) * cover).sum(axis=1)
+                variance += LATENTS[name].groups[kind] ** 2 * (first * extra[0] + second * extra[1]) ** 2
             variances.append(np.maximum(variance, _NOISE_SD**2))
         return Prediction(np.stack(means), np.sqrt(np.stack(variances)))
 
     def covariance(self, jobs: Sequence[Job]) -> Floats:
         """Return the (num_jobs, num_jobs) covariance of the logarithms of jobs' joules, given what was measured.
 
-        It does not depend on what will be measured, so that it tells which job is worth measuring.
+        It does not depend on what will be measured, so that it tells which job is worth measuring. The deviations are
+        drawn, not linearised: whether a step waits for the processor decides what its measurement would tell.
         """
-        rows = Rows(jobs)
-        _, derivatives, unknown = self._design.jacobian(rows, self._theta)
-        slope = derivatives.sum(axis=0)
-        covariance = (slope * self._design.prior_sd**2) @ slope.T + 2 * remainder_kernel(rows, rows)
-        for (name, kind), extra in unknown.items():
-            labels, both = np.array(rows.labels[kind], dtype=np.str_), extra.sum(axis=0)
-            same = labels[:, None] == labels[None, :]
-            covariance += LATENTS[name].groups[kind] ** 2 * same * np.outer(both, both)
-        cover = (slope * self._design.prior_sd**2) @ self._jacobian.T
-        num_s, kernel = int(self._seen[0].sum()), remainder_kernel(rows, self.rows)
-        cover[:, :num_s] += kernel[:, self._seen[0]]
-        cover[:, num_s:] += kernel[:, self._seen[1]]
-        given: Floats = covariance - cover @ self._inverse @ cover.T
-        return given
+        rows, random = Rows(jobs), np.random.default_rng(0)
+        near = remainder_kernel(rows, self.rows)[:, self._row]
+        root = np.linalg.cholesky(self._covariance)
+        drawn = np.zeros((_DRAWS, len(rows)))
+        for draw in range(_DRAWS):
+            shift = root @ random.standard_normal(len(root))
+            latents = self._design.latents(rows, self._theta + shift, random)
+            drawn[draw] = evaluate(rows.x, latents).sum(axis=0) - near @ (self._whitened @ shift)
+        rest = 2 * remainder_kernel(rows, rows) - near @ self._inverse @ near.T
+        covariance: Floats = np.cov(drawn, rowvar=False) + rest
+        return covariance
 
     def leave_out(self, groups: Sequence[str]) -> Prediction:
         """Return the error of each row when it and all others of its group are predicted from the rest.
@@ -274,19 +282,20 @@ class Hierarchy:
             As ``mean`` the (3, num_rows) errors of the logarithms of seconds, watts and joules, NaN where a row was not
             measured; as ``sd`` what they were predicted to be.
         """
-        output, row = np.nonzero(self._seen)
         errors, sds = (np.full((3, len(self.rows)), np.nan) for _ in range(2))
-        names = np.array(groups, dtype=np.str_)[row]
+        names = np.array(groups, dtype=np.str_)[self._row]
         for name in dict.fromkeys(groups):
             members = np.flatnonzero(names == name)
-            block = np.linalg.inv(self._inverse[np.ix_(members, members)])
+            output, row = self._output[members], self._row[members]
+            inside = self._whitened[members]
+            block = np.linalg.inv(self._inverse[np.ix_(members, members)] - inside @ self._covariance @ inside.T)
             error = block @ self._weights[members]
-            errors[output[members], row[members]] = error
-            sds[output[members], row[members]] = np.sqrt(np.diagonal(block))
-            place = {(int(output[one]), int(row[one])): at for at, one in enumerate(members)}
-            for (which, at), first in place.items():
-                second = place.get((1, at))
-                if which == 0 and second is not None:
-                    variance = block[first, first] + block[second, second] + 2 * block[first, second]
-                    errors[2, at], sds[2, at] = error[first] + error[second], np.sqrt(variance)
+            errors[output, row] = error
+            sds[output, row] = np.sqrt(np.diagonal(block))
+            both, first, second = np.intersect1d(
+                row[output == 0], row[output == 1], assume_unique=True, return_indices=True
+            )
+            first, second = np.flatnonzero(output == 0)[first], np.flatnonzero(output == 1)[second]
+            errors[2, both] = error[first] + error[second]
+            sds[2, both] = np.sqrt(block[first, first] + block[second, second] + 2 * block[first, second])
         return Prediction(errors, sds)

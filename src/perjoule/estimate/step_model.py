@@ -2,16 +2,23 @@
 
 ::
 
-    busy  = FLOPs / (peak · e_c) + bytes / (bandwidth · e_m) + kernels · l       seconds of the device, per step
+    compute = FLOPs / (peak · e_c)
+    memory  = bytes / (bandwidth · e_m) + r · (bytes again / bandwidth + FLOPs in series / peak)
+    busy  = s · (compute + memory + kernels · l)                                 seconds of the device, per step
     busy *= exp(a · x + b · x²),  x = log(power wanted / power allowed) above 0  a power limit lowers the clock
-    host  = h + kernels · k,      data = batch · bytes of a sample · d           seconds of the processor, per step
+    host  = t · (h + kernels · k),  data = t · batch · bytes of a sample · d     seconds of the processor, per step
     step  = (busy^p + host^p + data^p)^(1/p)                                     they overlap, not perfectly
-    watts = idle + (power when busy - idle) · (busy / step)^g
+    watts = idle + (power of products - idle) · (worth / step)^g                 worth: busy, its parts weighted
 
 Bytes are the activations written and read by the forward pass and, where trained, the backward pass, and the weights
-with their optimizer state. Every quantity in small letters is positive; its logarithm is a sum of one shared value and
-of deviations of the device, the host, the architecture and the data set (``LATENTS``), with Gaussian priors. What is
-known of nothing keeps the width of its prior, so that a device that was never measured still gets an interval.
+with their optimizer state. A recurrent layer reads its weights *again* at each position, whatever the batch, and its
+products follow one another. A second of memory traffic draws less power than one of products, one that waits for a
+launch much less. The processor's slowness ``t`` is one figure for all that it does, and what a framework makes it do
+(``h``, ``k``) another: a run that shows the one on a new host tells all others there.
+
+Every quantity in small letters is positive; its logarithm is a sum of one shared value and of deviations of the device,
+the host, the framework, the architecture and the data set (``LATENTS``), with Gaussian priors. What is known of nothing
+keeps the width of its prior, so that a device that was never measured still gets an interval.
 """
 
 from __future__ import annotations
@@ -38,24 +45,34 @@ class Latent:
     Args:
         value: its median for an unknown device and architecture.
         shared: standard deviation of that median.
-        groups: standard deviation of the deviations of each device, host, architecture, dataset.
+        groups: standard deviation of the deviations of each device, host, framework, architecture, dataset.
     """
 
     value: float
     shared: float
     groups: Mapping[str, float]
 
+    @property
+    def deviations(self) -> Mapping[str, float]:
+        """Return the standard deviations by kind of group; that of all rows, where there is one, under ``""``."""
+        return {"": self.shared, **self.groups} if self.shared else self.groups
+
 
 LATENTS: Mapping[str, Latent] = {
-    "compute": Latent(0.35, 0.5, {"device": 0.3, "architecture": 0.3}),
-    "memory": Latent(0.6, 0.4, {"device": 0.3, "architecture": 0.3}),
+    "device_slowness": Latent(1.0, 0.0, {"device": 0.2}),
+    "compute": Latent(0.35, 0.5, {"device": 0.2, "architecture": 0.4}),
+    "memory": Latent(0.6, 0.4, {"device": 0.2, "architecture": 0.3}),
     "reuse": Latent(2.0, 0.8, {}),
-    "latency_s": Latent(6e-6, 0.6, {"device": 0.3, "architecture": 0.3}),
-    "host_s": Latent(4e-3, 0.8, {"host": 0.6, "architecture": 0.3}),
-    "launch_s": Latent(1.5e-5, 0.6, {"host": 0.5, "architecture": 0.4}),
-    "data_s": Latent(2e-9, 0.8, {"host": 0.5, "dataset": 0.8}),
+    "serial": Latent(2.0, 0.5, {"device": 0.6, "architecture": 0.3}),
+    "latency_s": Latent(6e-6, 0.6, {"device": 0.2, "architecture": 0.3}),
+    "host_slowness": Latent(1.0, 0.0, {"host": 0.4}),
+    "host_s": Latent(2e-3, 0.5, {"framework": 0.7, "architecture": 0.3}),
+    "launch_s": Latent(1.5e-5, 0.5, {"framework": 0.5, "architecture": 0.3}),
+    "data_s": Latent(2e-9, 0.8, {"dataset": 0.8}),
     "overlap": Latent(2.0, 0.3, {}),
     "dynamic": Latent(0.8, 0.2, {"device": 0.15, "architecture": 0.15}),
+    "memory_power": Latent(0.8, 0.3, {}),
+    "latency_power": Latent(0.3, 0.5, {}),
     "idle": Latent(1.0, 0.3, {"device": 0.2}),
     "busy_power": Latent(0.8, 0.3, {"device": 0.2, "architecture": 0.2}),
     "slow_linear": Latent(0.3, 0.4, {"device": 0.2, "architecture": 0.2}),
@@ -78,6 +95,9 @@ class Features:
     train_bytes: Floats
     validation_bytes: Floats
     update_bytes: Floats
+    train_bytes_again: Floats
+    validation_bytes_again: Floats
+    serial_share: Floats
     kernels: Floats
     backward: Floats
     depthwise: Floats
@@ -109,6 +129,9 @@ def features(jobs: Sequence[Job]) -> Features:
                 _BYTES * work.forward_activations * (2 + 3 * share) * job.batch_size,
                 _BYTES * work.forward_activations * 2 * job.batch_size,
                 _UPDATE_BYTES * work.trained_parameters,
+                work.serial_bytes * (1 + 2 * share),
+                work.serial_bytes,
+                work.architecture.serial_share,
                 work.architecture.num_layers,
                 1 + 2 * share,
                 work.architecture.depthwise,
@@ -126,8 +149,9 @@ def features(jobs: Sequence[Job]) -> Features:
 
 
 def group_labels(jobs: Sequence[Job]) -> dict[str, list[str]]:
-    """Return the device, host, architecture and dataset of each job."""
+    """Return the device, host, framework, architecture and dataset of each job."""
     return {
+        "framework": [job.framework for job in jobs],
         "device": [job.device.name for job in jobs],
         "host": [job.host or f"host of {job.device.name}" for job in jobs],
         "architecture": [job.workload.architecture.name for job in jobs],
@@ -148,20 +172,24 @@ def evaluate(x: Features, log_latents: Mapping[str, Floats]) -> Floats:
     allowed = np.maximum(_REACHED_SHARE * x.limit_w - idle, 0.05 * x.limit_w)
     over = _soft_positive(np.log(wanted / allowed))
     slow = np.exp(q["slow_linear"] * over + q["slow_square"] * over**2)
-    busy, step = np.zeros(len(x)), np.zeros(len(x))
-    for num, flops, moved, kernels in (
-        (x.train_steps, x.train_flops, x.train_bytes, x.kernels * x.backward),
-        (x.validation_steps, x.validation_flops, x.validation_bytes, x.kernels),
+    worth, step = np.zeros(len(x)), np.zeros(len(x))
+    slow *= q["device_slowness"]
+    no_update = np.zeros(len(x))
+    for num, flops, moved, updated, again, kernels in (
+        (x.train_steps, x.train_flops, x.train_bytes, x.update_bytes, x.train_bytes_again, x.kernels * x.backward),
+        (x.validation_steps, x.validation_flops, x.validation_bytes, no_update, x.validation_bytes_again, x.kernels),
     ):
-        in_memory = moved * (1 + q["reuse"] * x.depthwise) + (x.update_bytes if num is x.train_steps else 0.0)
-        compute = flops / (x.peak * q["compute"])
-        one = slow * (compute + in_memory / (x.bandwidth * q["memory"]) + kernels * q["latency_s"])
-        host = q["host_s"] + kernels * q["launch_s"]
-        data = x.batch * (x.sample_bytes * q["data_s"] + _SAMPLE_S)
+        compute = flops * (1 - x.serial_share) / (x.peak * q["compute"])
+        memory = (moved * (1 + q["reuse"] * x.depthwise) + updated) / (x.bandwidth * q["memory"])
+        memory += q["serial"] * (again / x.bandwidth + flops * x.serial_share / x.peak)
+        latency = kernels * q["latency_s"]
+        one = slow * (compute + memory + latency)
+        host = q["host_slowness"] * (q["host_s"] + kernels * q["launch_s"])
+        data = q["host_slowness"] * x.batch * (x.sample_bytes * q["data_s"] + _SAMPLE_S)
         p = q["overlap"]
         step += num * (one**p + host**p + data**p) ** (1 / p)
-        busy += num * one
-    used = np.clip(busy / step, 1e-6, 1.0) ** q["busy_power"]
+        worth += num * slow * (compute + q["memory_power"] * memory + q["latency_power"] * latency)
+    used = np.clip(worth / step, 1e-6, 1.0) ** q["busy_power"]
     watts = idle + wanted * np.exp(-over) * used
     return np.stack([np.log(step), np.log(watts)])
 

@@ -30,6 +30,9 @@ class Architecture:
         reference_size: side of an image in pixels, or length of a sequence.
         exponent: how FLOPs and activations grow with the size.
         depthwise: share of the layers that are depthwise convolutions or other products with little reuse.
+        serial_bytes: weights read again at each position by a forward pass at ``reference_size``, whatever the batch:
+            those of recurrent layers.
+        serial_share: share of the FLOPs in products that wait for the position before.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Architecture:
     reference_size: float
     exponent: float = 2.0
     depthwise: float = 0.0
+    serial_bytes: float = 0.0
+    serial_share: float = 0.0
 
     def scale(self, size: float) -> float:
         """Return by how much a sample of another size costs more."""
@@ -96,6 +101,11 @@ class Workload:
         return self.architecture.activations * self.architecture.scale(self.sample_size)
 
     @property
+    def serial_bytes(self) -> float:
+        """Return the bytes of weights that a forward pass reads again at each position of a sequence."""
+        return self.architecture.serial_bytes * self.architecture.scale(self.sample_size)
+
+    @property
     def trained_parameters(self) -> float:
         """Return the number of weights that the optimizer updates."""
         return self.architecture.num_parameters * self.trained_share + self.head_parameters
@@ -111,22 +121,36 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         Architecture("vgg16", 31.0e9, 27.2e6, 138.4e6, 23, 224),
         Architecture("inception_v3", 11.5e9, 30.6e6, 23.9e6, 311, 299),
         # The variant for small images, whose first layers do not shrink them.
-        Architecture("shufflenetv2", 0.092e9, 2.21e6, 1.3e6, 200, 32, depthwise=0.33),
+        Architecture("shufflenetv2", 0.092e9, 2.21e6, 1.3e6, 230, 32, depthwise=0.33),
         # Five bidirectional recurrent layers of 1,024 over 20 ms frames: launches follow the length of an utterance.
-        Architecture("deepspeech2", 1.06e11, 3.2e7, 8.7e7, 6000, 615, exponent=1.0),
-        Architecture("ncf", 2.0e5, 1.0e3, 1.4e6, 30, 1, exponent=1.0, depthwise=1.0),
+        Architecture(
+            "deepspeech2",
+            1.06e11,
+            3.2e7,
+            8.7e7,
+            6000,
+            615,
+            exponent=1.0,
+            serial_bytes=10 * 615 * 4 * 4 * 1024**2,
+            serial_share=0.45,
+        ),
+        Architecture("ncf", 2.0e5, 1.0e3, 1.4e6, 18, 1, exponent=1.0, depthwise=1.0),
         # Weights outside the embedding are 86 million; attention adds little at 64 to 384 tokens.
         Architecture("bert_base_uncased", 6.8e10, 9.0e7, 1.1e8, 220, 384, exponent=1.0),
     )
 }
 
 
-def find_architecture(name: str) -> Architecture:
+def find_architecture(name: str, where: str) -> Architecture:
     """Return the facts about an architecture.
+
+    Args:
+        name: as measurements spell it.
+        where: file and line that name it.
 
     Raises:
         DataError: if there are none.
     """
     if name not in ARCHITECTURES:
-        raise DataError(f"unknown architecture {name!r}: {suggestion(name, ARCHITECTURES)}")
+        raise DataError(f"{where}: unknown architecture {name!r}: {suggestion(name, ARCHITECTURES)}")
     return ARCHITECTURES[name]

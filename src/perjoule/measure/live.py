@@ -69,7 +69,7 @@ class _SegmentEnergy:
                 if path not in self._readers:
                     self._readers[path] = SampleReader(path)
                     self._note_missing(self._readers[path].header)
-                self._add(self._readers[path].new())
+                self._add(path, self._readers[path].new())
         totals_uj = [total_uj for meters in self._meters.values() for total_uj in _outermost_uj(meters.values())]
         if totals_uj:
             return sum(totals_uj)
@@ -79,7 +79,7 @@ class _SegmentEnergy:
         for one in header.get("unavailable") or ():
             self._missing[f"{one['kind']}: {one['reason']}"] = None
 
-    def _add(self, samples: Samples) -> None:
+    def _add(self, path: Path, samples: Samples) -> None:
         """Add new readings to the totals of their meters."""
         if not len(samples.records):
             return
@@ -89,7 +89,7 @@ class _SegmentEnergy:
             sensor = read_sensor(channel)
             if sensor.form != Form.LEVEL:
                 key = (sensor.domain, sensor.form, sensor.method)
-                meters.setdefault(key, _Total(sensor)).add(samples.of(number), rate_hz)
+                meters.setdefault(key, _Total(sensor)).add(path, samples.of(number), rate_hz)
 
 
 class _Total:
@@ -100,15 +100,22 @@ class _Total:
         self.energy_uj = 0
         self.num_readings = 0
         self._last: tuple[Ints, Ints, Ints] | None = None
+        self._file: Path | None = None
 
-    def add(self, readings: tuple[Ints, Ints, Ints], rate_hz: float) -> None:
-        """Add readings that follow those before."""
-        if not len(readings[2]):
+    def add(self, file: Path, readings: tuple[Ints, Ints, Ints], rate_hz: float) -> None:
+        """Add readings that follow those before; another file is another sampler's."""
+        before, after, raw = readings
+        if not len(raw):
             return
-        pieces = [readings] if self._last is None else [self._last, readings]
+        pieces = [readings]
+        if self._last is not None and file == self._file:  # no seam: what came between two looks at a file counts
+            before, after, raw = (np.concatenate(pair) for pair in zip(self._last, readings, strict=True))
+            pieces = [(before, after, raw)]
+        elif self._last is not None:
+            pieces = [self._last, readings]
         self.energy_uj += int(join(self.sensor, pieces, rate_hz).energy_uj[-1])
         self.num_readings += len(readings[2])
-        before, after, raw = readings
+        self._file = file
         self._last = before[-1:], after[-1:], raw[-1:]
 
 

@@ -35,7 +35,8 @@ class BatchConfig(Config):
     accumulation: PositiveInt = 1
     """Micro-batches per step on each rank; more of them need less memory."""
     workers: int = Field(default=0, ge=0, le=64)
-    """Threads that read batches ahead; 0 reads in the loop. The stream is the same for any number."""
+    """Threads that read ahead once batches take longer than handing them over; 0 reads in the loop. The stream is the
+    same for any number."""
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from perjoule.core.units import duration, si
+from perjoule.core.units import si
 from perjoule.train.job import StepRecord
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ class Console:
         self._since = (time.monotonic(), 0)
         self._tokens = 0
         self._rate = 0.0
-        self._steps = 0
-        self._steady = (0.0, 0.0)
 
     def log_to(self, path: Path) -> None:
         """Append every line to a file as well, with its time."""
@@ -68,18 +67,15 @@ class Console:
         self._task = self._bar.add_task("first step …", total=1.0)
         self._bar.start()
 
-    def step(self, record: StepRecord, fraction: float, seconds: float) -> None:
+    def step(self, record: StepRecord, fraction: float, left: Callable[[], str]) -> None:
         """Take note of a step; draw when it is time.
 
         Args:
             record: the step.
             fraction: how much of the run is done, 0 to 1.
-            seconds: time spent in steps so far.
+            left: returns what is left of the run, for the end of a line; asked for when one is drawn.
         """
         self._tokens += record.tokens
-        self._steps += 1
-        if self._steps == 2:  # the first step compiles and warms up; it says nothing about the others
-            self._steady = (fraction, seconds)
         now = time.monotonic()
         if now < self._next_s:
             return
@@ -88,11 +84,7 @@ class Console:
         if now > since:
             self._rate = (self._tokens - tokens) / (now - since)
         self._since = (now, self._tokens)
-        begun, spent = self._steady
-        left = ""
-        if self._steps > 2 and fraction > begun:
-            left = f", {duration((seconds - spent) * (1 - fraction) / (fraction - begun))} left"
-        text = f"step {record.step}  loss {record.loss:.4f}  {si(self._rate, 'tok/s')}{left}"
+        text = f"step {record.step}  loss {record.loss:.4f}  {si(self._rate, 'tok/s')}{left()}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=fraction, description=text)
         else:

@@ -22,6 +22,7 @@ from perjoule.measure.bridges.trainer_stats import HookedRecorder, StatsBridge
 from perjoule.measure.bursts import phase_names
 from perjoule.measure.contract import Meter, Site, Unavailable
 from perjoule.measure.device_clock import DeviceClock
+from perjoule.measure.live import LiveEnergy
 from perjoule.measure.machine import MachineProfile, host_facts
 from perjoule.measure.meters.memory import MemoryConfig
 from perjoule.measure.overhead import synchronising
@@ -35,6 +36,7 @@ from perjoule.train.config import TrainConfig
 from perjoule.train.console import Console
 from perjoule.train.distributed import Ranks
 from perjoule.train.job import StepRecord
+from perjoule.train.left import Left
 from perjoule.train.metering import Metering, Place
 from perjoule.train.stopping import Goal, Progress
 from perjoule.train.stream import Stream
@@ -80,6 +82,7 @@ class Session:
         self.place = Place.here(self.backend.device)
         self.recorder: Recorder | None = None
         self.bridge: StatsBridge | None = None
+        self.left: Left | None = None
         section = self.config.checkpoint
         self.checkpointer = Checkpointer(
             self.path / folder.CHECKPOINTS, self.module, self.optimizer, section.keep, section.asynchronous, self._saved
@@ -185,6 +188,8 @@ class Session:
         """Return what the loop calls after each step: one line of metrics, and the progress display."""
         run = self.folder if self.config.record.enabled else None
         console, progress, segment, memory = self.console, self.progress, self.segment, _Memory(self.memory)
+        left = self.left = self._left(goal)
+        describe = left.text if left is not None else lambda: ""
         take_loss = self.bridge.take_loss if self.bridge is not None else None
         watch = self.metering.watch if self.metering is not None and self.metering.sampler is not None else None
 
@@ -197,13 +202,29 @@ class Session:
                     if record.finite
                     else json.dumps({"kind": "step", "segment": segment, **_without_infinities(record)})
                 )
-            console.step(record, goal.fraction(progress), progress.seconds)
+            if left is not None:
+                left.step()
+            console.step(record, goal.fraction(progress), describe)
             if take_loss is not None:
                 take_loss(record.loss)
             if watch is not None:
                 watch()
 
         return on_step
+
+    def _left(self, goal: Goal) -> Left | None:
+        """Return what watches how much of the run is left, on the rank that prints it."""
+        if self.folder is None:
+            return None
+        metered = self.metering is not None and self.metering.sampler is not None
+        return Left(
+            self.config,
+            goal,
+            self.progress,
+            parameters=sum(weight.numel() for weight in self.module.parameters()),
+            held_out_samples=None if self.held_out is None else self.held_out.num_samples,
+            energy=LiveEnergy(self.path) if metered else None,
+        )
 
     def measure_held_out(self) -> HeldOutLoss:
         """Measure the held-out loss, and note nothing."""
@@ -214,7 +235,7 @@ class Session:
 
     def evaluate(self) -> bool:
         """Measure the held-out loss and take note of it; return whether its state shall be saved as the best."""
-        section, progress = self.config.evaluate, self.progress
+        section, progress, begun = self.config.evaluate, self.progress, time.perf_counter()
         result = self.measure_held_out()
         self.last_loss, self.last_evaluated = result.loss, progress.step
         best = progress.saw_held_out_loss(result.loss)
@@ -227,6 +248,8 @@ class Session:
                 tokens=result.useful,
                 seconds=result.seconds,
             )
+        if self.left is not None:
+            self.left.evaluated(time.perf_counter() - begun, result.loss)
         mark = " (best so far)" if best else ""
         self.console.line(f"step {progress.step}: {section.split} loss {result.loss:.4f}{mark}")
         return best and self.config.checkpoint.best
@@ -236,12 +259,14 @@ class Session:
         progress = self.progress
         if self.last_saved == progress.step:
             return
-        self.last_saved = progress.step
+        self.last_saved, begun = progress.step, time.perf_counter()
         states = self.ranks.gather(random_state())
         if self.folder is not None:
             if progress.best_step == progress.step and progress.best_loss is not None:
                 checkpoints.mark_best(self.folder.checkpoints, progress.step, progress.best_loss)
             self.checkpointer.save(progress, states)
+        if self.left is not None:
+            self.left.saved(time.perf_counter() - begun)
 
     def _saved(self, saved: Saved) -> None:
         """Record a checkpoint that is on the disk. Called from the writing thread."""

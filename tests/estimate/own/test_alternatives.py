@@ -4,11 +4,9 @@ import pytest
 from tests.estimate.own.test_recipe import CALIBRATED, UNKNOWN, recipe
 from tests.estimate.own.works import work
 
-import perjoule
 from perjoule.core.errors import ConfigError
-from perjoule.estimate.contract import Estimate
 from perjoule.estimate.devices import find_device
-from perjoule.estimate.own.alternatives import fit_budget, rank
+from perjoule.estimate.own.alternatives import rank
 from perjoule.estimate.own.counting import Counted
 from perjoule.estimate.own.recipe import Machine, RecipeEstimate, estimate_recipe
 from perjoule.train.config import TrainConfig
@@ -66,30 +64,3 @@ def test_a_change_that_the_recipe_refuses_is_no_alternative() -> None:
     changes = {one.change for one in rank(recipe(*BASE), CALIBRATED, estimate((), CALIBRATED), picky)}
     assert "batch.size=16" not in changes
     assert "batch.size=32" in changes
-
-
-def test_a_budget_buys_steps_and_a_model() -> None:
-    base = estimate((), CALIBRATED)
-    found = fit_budget(recipe(*BASE), 10 * base.joules.mean, CALIBRATED, base, 2048, estimate)
-    assert found.steps.mean == pytest.approx(3000, abs=1)
-    assert found.steps.low < found.steps.mean < found.steps.high
-    assert found.tokens == found.steps.mean * 2048
-    assert found.override is not None
-    larger = estimate((found.override,), CALIBRATED)
-    assert base.joules.mean < larger.joules.mean == found.joules <= 10 * base.joules.mean
-    dim = int(found.override.removeprefix("model.dim="))
-    assert found.parameters == pytest.approx(1e6 * (dim / 64) ** 2)
-
-
-def test_a_budget_that_buys_no_model_says_so() -> None:
-    base = estimate((), CALIBRATED)
-    found = fit_budget(recipe(*BASE), base.joules.mean / 100, CALIBRATED, base, 2048, estimate)
-    assert found.override is None
-    assert found.steps.mean == 3
-
-
-def test_a_budget_of_nothing_is_refused() -> None:
-    base = estimate((), CALIBRATED)
-    assert isinstance(base.joules, Estimate)
-    with pytest.raises(ConfigError, match="--budget must be above 0 J, not -5"):
-        fit_budget(perjoule.load(None).config, -5, CALIBRATED, base, 2048, estimate)

@@ -1,15 +1,18 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runs.synthetic import CHECKPOINT_MS, EVALUATE_MS, SyntheticRun
+from tests.runs.synthetic import CHECKPOINT_MS, EVALUATE_MS, MODEL, SyntheticRun
 from tests.system.tiny import Tiny, run_of
 
 from perjoule.core.errors import DataError
-from perjoule.estimate.own.remaining import Rest, estimate_rest
+from perjoule.estimate.own.remaining import Rest, estimate_rest, read_past
 from perjoule.runs.tables import load_run
 
 STEP_S = 0.1
+SAVED_S = float(str(MODEL["parameters"])) * 12 / 1e9
+"""The last checkpoint, as long as there was none: weights and moments are copied at 1 GB/s."""
 
 
 def resolved(**values: Any) -> dict[str, Any]:
@@ -27,19 +30,19 @@ def rest_of(path: Path, num_steps: int = 40, slow: dict[int, float] | None = Non
 def test_the_rest_of_the_steps_takes_as_long_as_they_took(tmp_path: Path) -> None:
     rest = rest_of(tmp_path / "run", stop__steps=100)
     assert (rest.num_done, rest.steps.mean, rest.ends_by) == (40, 60, "stop.steps")
-    assert rest.seconds.mean == pytest.approx(60 * STEP_S)
+    assert rest.seconds.mean == pytest.approx(60 * STEP_S + SAVED_S)
     assert rest.seconds.low < rest.seconds.mean < rest.seconds.high
     assert rest.step_s.mean == pytest.approx(STEP_S)
 
 
 def test_compilation_is_not_projected(tmp_path: Path) -> None:
     rest = rest_of(tmp_path / "run", slow={1: 300.0, 2: 20.0}, stop__steps=100)
-    assert rest.seconds.mean == pytest.approx(60 * STEP_S)
+    assert rest.seconds.mean == pytest.approx(60 * STEP_S + SAVED_S)
 
 
 def test_a_new_phase_is_projected_and_not_the_old_one(tmp_path: Path) -> None:
     rest = rest_of(tmp_path / "run", slow=dict.fromkeys(range(21, 41), 3.0), stop__steps=100)
-    assert rest.seconds.mean == pytest.approx(60 * 3 * STEP_S)
+    assert rest.seconds.mean == pytest.approx(60 * 3 * STEP_S + SAVED_S)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,20 @@ def test_the_run_ends_at_whichever_comes_first(tmp_path: Path, end: dict[str, An
     run.segment()
     run.train(1, 40)
     assert estimate_rest(load_run(run.kill())).steps.mean == pytest.approx(steps)
+
+
+def test_an_end_after_some_seconds_leaves_the_steps_uncertain_and_not_the_time(tmp_path: Path) -> None:
+    rest = rest_of(tmp_path / "run", stop__seconds=14.0)
+    assert rest.ends_by == "stop.seconds"
+    assert rest.seconds.low == pytest.approx(10.0)
+    assert rest.seconds.mean == pytest.approx(10.0 + SAVED_S)
+    assert rest.steps.low < rest.steps.mean < rest.steps.high
+
+
+def test_an_evaluation_that_never_was_is_guessed_from_the_steps(tmp_path: Path) -> None:
+    """Four batches of forward passes, which are a third of a step, at step 100 and not again at the end."""
+    rest = rest_of(tmp_path / "run", stop__steps=100, evaluate__every_steps=100, evaluate__batches=4)
+    assert rest.seconds.mean == pytest.approx(60 * STEP_S + 4 * STEP_S / 3 + SAVED_S)
 
 
 def test_evaluations_and_checkpoints_come_on_top_by_their_schedules(tmp_path: Path) -> None:
@@ -131,3 +148,18 @@ def test_energy_carbon_and_cost_of_a_real_run_that_was_stopped(tiny: Tiny) -> No
     assert rest.cost.mean == pytest.approx(rest.joules.mean / 3.6e6 * 0.5 * 2)
     assert rest.cost.unit == "EUR"
     assert "energy: cpu is modelled, not measured" in rest.notes
+
+    used_j = read_past(load_run(path), []).step_j
+    assert used_j is not None
+    for key, limit in (("stop.energy", 1000.0), ("stop.carbon", 1000.0 / 3.6e6 * 360 * 2)):
+        settings = json.loads(goal.read_text())
+        settings["stop.steps"]["value"], settings[key] = 10**9, {"value": limit, "source": "test"}
+        goal.write_text(json.dumps(settings))
+        budgeted = estimate_rest(load_run(path))
+        assert budgeted.ends_by == key
+        assert budgeted.joules is not None
+        # The joules are those of the budget; the steps that they buy are not certain.
+        assert budgeted.joules.low == pytest.approx(1000, rel=0.2)
+        assert budgeted.steps.low < budgeted.steps.mean < budgeted.steps.high
+        del settings[key]
+        goal.write_text(json.dumps(settings))

@@ -3,8 +3,9 @@
 The mean is that of :mod:`perjoule.estimate.hierarchy`. Its standard deviations say by how much a job is harder than
 another one; by how much all of them are too wide or too narrow is measured: for each kind of novelty (another batch of
 a known workload, a workload that is new on the device, a new data set, architecture, or device) the rows are left out
-in groups of that kind, and the 90 % quantile of error over standard deviation becomes the factor of such intervals. Few
-groups say little about it, so that the Gaussian value counts as four groups more.
+in groups of that kind, and the 90 % quantile of error over standard deviation becomes the factor of such intervals.
+Groups count alike, however many rows they have: rows of one device err together. Few groups say little, so that
+Student's quantile, which is the wider the fewer there are, counts as four groups more.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from perjoule.config.base import Config
@@ -35,11 +37,11 @@ _CONFIGURATION, _COMBINATION, _DATASET, _ARCHITECTURE, _DEVICE = (
 
 
 class PhysicalConfig(Config):
-    """How much the Gaussian quantile counts."""
+    """How much Student's quantile counts."""
 
     kind: Literal["physical"] = "physical"
     prior_groups: PositiveInt = 4
-    """Number of groups of measurements against which the Gaussian 90 % quantile is weighed."""
+    """Number of groups of measurements against which Student's 90 % quantile is weighed."""
 
     def build(self) -> Physical:
         """Return the estimator."""
@@ -82,16 +84,17 @@ class Physical:
     def _factor(self, jobs: Sequence[Job], level: str) -> Floats:
         """Return the (3,) factors from standard deviation to half interval for one kind of novelty."""
         groups = [_group(job, level) for job in jobs]
-        return self._weighed(self._ratios(groups), len(set(groups)) - 1, np.full(3, _GAUSSIAN_90))
+        return self._weighed(
+            self._ratios(groups), groups, np.full(3, student_90(len(set(groups)) + self._config.prior_groups))
+        )
 
     def _device_factors(self, jobs: Sequence[Job]) -> dict[str, Floats]:
         """Return the factors for another configuration on each device."""
         groups = [_group(job, _CONFIGURATION) for job in jobs]
         ratios, factors = self._ratios(groups), {}
         for device in {job.device.name for job in jobs}:
-            mine = np.array([job.device.name == device for job in jobs])
-            num = len({group for group, here in zip(groups, mine, strict=True) if here})
-            factors[device] = self._weighed(ratios[:, mine], num - 1, self._factors[_CONFIGURATION])
+            mine = [at for at, job in enumerate(jobs) if job.device.name == device]
+            factors[device] = self._weighed(ratios[:, mine], [groups[at] for at in mine], self._factors[_CONFIGURATION])
         return factors
 
     def _ratios(self, groups: Sequence[str]) -> Floats:
@@ -101,17 +104,17 @@ class Physical:
         ratios: Floats = np.abs(left_out.mean) / left_out.sd
         return ratios
 
-    def _weighed(self, ratios: Floats, num_groups: int, otherwise: Floats) -> Floats:
+    def _weighed(self, ratios: Floats, groups: Sequence[str], otherwise: Floats) -> Floats:
         """Return the (3,) 90 % quantiles of ratios, drawn towards (3,) others if they are of few groups."""
-        factors = otherwise.copy()
+        factors, names = otherwise.copy(), np.array(groups, dtype=np.str_)
         for output in range(3):
-            seen = ratios[output][np.isfinite(ratios[output])]
-            if num_groups > 0 and len(seen):
-                # One of n + 1: the conformal correction for a finite sample.
-                quantile = max(float(np.quantile(seen, min(1.0, 0.9 * (1 + 1 / len(seen))))), 0.1)
+            seen = np.isfinite(ratios[output])
+            num = len(set(names[seen]))
+            if num > 1:
+                quantile = max(_quantile(ratios[output][seen], names[seen]), 0.1)
                 prior = self._config.prior_groups
-                logs = num_groups * np.log(quantile) + prior * np.log(otherwise[output])
-                factors[output] = np.exp(logs / (num_groups + prior))
+                logs = (num - 1) * np.log(quantile) + prior * np.log(otherwise[output])
+                factors[output] = np.exp(logs / (num - 1 + prior))
         return factors
 
     def _half(self, job: Job, output: int) -> float:
@@ -180,6 +183,19 @@ class Physical:
             chosen.append(candidates[best])
             covariance = covariance - np.outer(covariance[:, best], covariance[best]) / own[best]
         return chosen
+
+
+def student_90(num_groups: int) -> float:
+    """Return half of the 90 % interval of Student's distribution, in standard deviations, by Cornish and Fisher."""
+    return _GAUSSIAN_90 + 1.524 / num_groups + 1.42 / num_groups**2
+
+
+def _quantile(ratios: Floats, groups: NDArray[np.str_]) -> float:
+    """Return the quantile that holds nine tenths of the ratios where groups count alike."""
+    _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.argsort(ratios)
+    share = np.cumsum(1 / counts[group][order]) / len(counts)
+    return float(np.interp(0.9, share, ratios[order]))
 
 
 _LEVELS = (_CONFIGURATION, _COMBINATION, _DATASET, _ARCHITECTURE, _DEVICE)

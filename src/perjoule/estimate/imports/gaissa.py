@@ -66,7 +66,7 @@ def _job(row: Row, devices: Mapping[str, Device] | None) -> Job:
     samples = _SAMPLES.get(dataset, (23807.0, 10203.0))
     forward = row.optional("gflops_forward")
     workload = Workload(
-        find_architecture(row.text("architecture")),
+        find_architecture(row.text("architecture"), f"{row.path}, line {row.line}"),
         dataset,
         size,
         row.optional("train_images") or samples[0],
@@ -81,6 +81,7 @@ def _job(row: Row, devices: Mapping[str, Device] | None) -> Job:
         int(row.number("batch_size")),
         power_limit_w=min(device.tdp_w, row.optional("gpu_max_power_w") or device.tdp_w),
         host=f"gaissa {row.text('environment')}",
+        framework="tensorflow",
         ram_gb=row.optional("ram_total_gb"),
     )
 

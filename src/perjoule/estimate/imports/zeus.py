@@ -62,7 +62,7 @@ def _measurement(row: Row, device: Device) -> Measurement:
     if dataset not in _DATA:
         raise DataError(f"{row.path}, line {row.line}: unknown dataset {dataset!r}: {suggestion(dataset, _DATA)}")
     workload = Workload(
-        find_architecture(row.text("network")),
+        find_architecture(row.text("network"), f"{row.path}, line {row.line}"),
         dataset,
         _DATA[dataset].sample_size,
         _DATA[dataset].train_samples,

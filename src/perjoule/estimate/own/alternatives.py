@@ -1,4 +1,4 @@
-"""What a recipe would cost otherwise, and what fits into a budget.
+"""What a recipe would cost otherwise.
 
 All alternatives (batch size, precision, compiled, device, power limit) train on as many samples as the recipe does, so
 that they are compared at equal training; whether a loss is reached as well with them, only a run answers.
@@ -6,7 +6,6 @@ that they are compared at equal training; whether a loss is reached as well with
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 Estimating = Callable[[Sequence[str], Machine], RecipeEstimate]
 """Estimates the recipe with further overrides on a machine."""
-_DIM_FACTORS = (0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 _LIMITS = (0.9, 0.8, 0.7, 0.6)
 
 
@@ -102,71 +100,3 @@ def _compare(change: str, base: RecipeEstimate, other: RecipeEstimate) -> Altern
 
 def _overlap(one: Estimate, other: Estimate, scale: float) -> bool:
     return one.low <= other.mean * scale <= one.high
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a budget of energy suffices for.
-
-    Args:
-        steps: of the recipe as it is; its interval is that of the energy of a step.
-        tokens: label positions in them.
-        override: the change to the largest model that trains on the recipe's samples within the budget; None if there
-            is none, or the model has no ``dim``.
-        parameters: its weights; 0 without one.
-        joules: what it takes; 0 without one.
-    """
-
-    steps: Estimate
-    tokens: float
-    override: str | None
-    parameters: float
-    joules: float
-
-
-def fit_budget(
-    config: TrainConfig,
-    budget_j: float,
-    here: Machine,
-    base: RecipeEstimate,
-    tokens_per_step: int,
-    estimate: Estimating,
-) -> Fit:
-    """Return the most steps, and the largest model, that an amount of energy suffices for.
-
-    Args:
-        config: the recipe.
-        budget_j: joules.
-        here: the machine.
-        base: the recipe's estimate.
-        tokens_per_step: label positions of one step.
-        estimate: estimates it with changes.
-
-    Raises:
-        ConfigError: if the budget is not above 0.
-    """
-    if not budget_j > 0:
-        raise ConfigError(f"--budget must be above 0 J, not {budget_j:g}")
-    num = base.steps.mean
-    steps = Estimate(
-        mean=math.floor(budget_j * num / base.joules.mean),
-        low=math.floor(budget_j * num / base.joules.high),
-        high=math.floor(budget_j * num / base.joules.low),
-        unit="steps",
-        method=base.joules.method,
-    )
-    best: tuple[str, RecipeEstimate] | None = None
-    dim = getattr(config.model, "dim", None)
-    sizes = [round(dim * factor) for factor in _DIM_FACTORS] if isinstance(dim, int) else []
-    for override in (f"model.dim={max(1, size)}" for size in sizes):
-        try:
-            other = estimate((override,), here)
-        except ConfigError:  # sizes that do not divide
-            continue
-        if other.joules.mean * base.samples / other.samples <= budget_j:
-            best = override, other
-    if best is None:
-        return Fit(steps, steps.mean * tokens_per_step, None, 0.0, 0.0)
-    override, other = best
-    joules = other.joules.mean * base.samples / other.samples
-    return Fit(steps, steps.mean * tokens_per_step, override, other.parameters, joules)

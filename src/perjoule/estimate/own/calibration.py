@@ -8,7 +8,9 @@ What is done is kept at once in the machine's profile: after a kill a second cal
 
 from __future__ import annotations
 
+import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from perjoule.core.errors import DataError
 from perjoule.core.units import si
+from perjoule.estimate.contract import Estimate
 from perjoule.estimate.own.sample import Sample, read_sample
 from perjoule.measure.machine import MachineProfile, cpu_info
+from perjoule.outlook.series import student
 from perjoule.runs.folder import read_manifest
 
 if TYPE_CHECKING:
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
     from perjoule.train.config import TrainConfig
 
 KEPT, UNDER_WAY = "estimate/calibration", "estimate/calibration under way"
+COMPILED = "estimate/compiled"
+_COMPILED_SD = 0.15
+"""By how much the gain by compiling differs between configurations, in logarithms."""
 FLOAT32, BF16 = "float32", "bf16-autocast"
 _WARMUP = 3
 _PLAIN = (
@@ -151,6 +158,7 @@ def calibrate(
     seconds: float = 1.2,
     rounds: int = 2,
     which: Mapping[str, Sequence[str]] | None = None,
+    most_s: float = 75.0,
 ) -> Iterator[str]:
     """Measure the calibration set and keep it in the profile; yield a line for each run.
 
@@ -160,10 +168,12 @@ def calibrate(
         seconds: training time of each run.
         rounds: how often each configuration is measured.
         which: configurations; None: :func:`configurations`.
+        most_s: seconds after which no further round is made: on a busy machine one has to do.
 
     Raises:
         DataError: if a run was too short for a step behind its warm-up.
     """
+    until_s = time.monotonic() + most_s
     which = configurations(here()) if which is None else which
     plan = [(f"{name} ({number})", name) for number in range(1, rounds + 1) for name in which]
     labels = {label for label, _ in plan}
@@ -174,6 +184,9 @@ def calibrate(
     for number, (label, name) in enumerate(plan, 1):
         if label in done:
             continue
+        if number > len(which) and time.monotonic() > until_s:
+            yield f"this took longer than {most_s:g} s: the rest of round {(number - 1) // len(which) + 1} is left out"
+            break
         sample, chosen = measure(trainer, name, which[name], seconds)
         done[label] = {"sample": sample.as_json(), "chosen": chosen}
         profile.put(UNDER_WAY, done)
@@ -186,6 +199,51 @@ def calibrate(
     chosen = {**next(iter(done.values()))["chosen"], "precision": here()[-1]}
     profile.put(KEPT, {"samples": [one.as_json() for one in best.values()], "chosen": chosen})
     profile.put(UNDER_WAY, None)
+
+
+def calibrate_compiled(
+    trainer: Trainer,
+    profile: MachineProfile,
+    seconds: float = 1.2,
+    which: Mapping[str, Sequence[str]] | None = None,
+) -> Iterator[str]:
+    """Measure what compiling makes of a step, on a few configurations of the calibration, and keep it in the profile.
+
+    Args:
+        trainer: loads and trains.
+        profile: of this machine, calibrated.
+        seconds: training time of each run, compiling not included.
+        which: configurations; None: some of :func:`configurations`.
+
+    Raises:
+        DataError: if none of the configurations was calibrated.
+    """
+    known = read_calibration(profile)
+    plain = {} if known is None else {one.name: one.step_s for one in known.samples}
+    if which is None:
+        which = dict(list(configurations(here()).items())[2:9:2])
+    ratios = {}
+    for name in which.keys() & plain.keys():
+        sample, _ = measure(trainer, name, (*which[name], "backend.compile=true"), seconds)
+        ratios[name] = sample.step_s / plain[name]
+        yield f"{name}: compiled {si(sample.step_s, 's')} a step, {ratios[name]:.2f} of the time"
+    if not ratios:
+        raise DataError("compiling is compared with calibrated configurations: calibrate them first")
+    profile.put(COMPILED, ratios)
+
+
+def read_compiled(profile: MachineProfile) -> Estimate | None:
+    """Return a compiled step over an eager one, as measured on this machine; None if that was never done."""
+    stored = profile.get(COMPILED)
+    if not isinstance(stored, Mapping) or not stored:
+        return None
+    logs = [math.log(ratio) for ratio in stored.values()]
+    mean, num = sum(logs) / len(logs), len(logs)
+    # A few ratios say little of how much ratios differ: the prior's spread counts as two more.
+    variance = (2 * _COMPILED_SD**2 + sum((one - mean) ** 2 for one in logs)) / (num + 1)
+    half = student(max(3.0, num + 1.0)) * math.sqrt(variance * (1 + 1 / num))
+    low, middle, high = (math.exp(mean + by) for by in (-half, 0.0, half))
+    return Estimate(middle, low, high, "", f"measured on {num} configurations")
 
 
 def measure(
@@ -205,7 +263,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="perjoule-calibration-") as folder:
 
         def train(end: str) -> tuple[Sample, dict[str, Any]]:
-            resolved = trainer.load(None, *overrides, *_PLAIN, f"stop={{{end}}}", f"runs={folder}")
+            resolved = trainer.load(None, *_PLAIN, *overrides, f"stop={{{end}}}", f"runs={folder}")
             config: TrainConfig = resolved.config
             path = Path(trainer.train(resolved, recipe="calibration").run)
             chosen: dict[str, Any] = read_manifest(path)["segments"][-1]["backend"]["chosen"]

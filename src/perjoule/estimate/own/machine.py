@@ -6,8 +6,9 @@
 
 Each ``c_i`` is sought near a prior: that of a common processor core, times the number of threads. A sample weighs by
 its relative error; one that fits badly, because a neighbour took the machine away, weighs less (Huber). Without samples
-the priors remain, with an interval of their width; with samples the interval is conformal: the quantile of the errors
-with which each sample is predicted from the others (Vovk et al., Algorithmic Learning in a Random World, 2005).
+the priors remain, with an interval of their width. With samples a step is as uncertain as the ``c_i`` that it is made
+of, which is wide where none of the samples was like it, and besides by a misfit that all have in common. How large that
+is the samples tell: each is predicted from the others, and the misfit is what makes these errors as large as expected.
 
 On a machine with other work to do, the processor time of a step tells more than its wall time. Where it is predicted
 far better, the terms are fitted to it, and a common ratio turns it into wall time.
@@ -24,12 +25,14 @@ from numpy.typing import NDArray
 
 from perjoule.estimate.own.sample import Sample
 from perjoule.estimate.own.work import Work
+from perjoule.outlook.series import student
 
 Floats = NDArray[np.float64]
-CONFIDENCE = 0.9
 _SAMPLE_SD = 0.05
 """Relative error of a measured step, at least."""
 _HUBER = 1.5
+_MISFIT, _MISFIT_FREEDOM = 0.15, 2
+"""Prior of the misfit, with the number of samples that it counts for."""
 _DISTURBED = 0.5
 """Error of predicted processor times over that of wall times, below which neighbours disturb the machine."""
 _UPDATE_BYTES = 28.0
@@ -96,7 +99,9 @@ class StepModel:
     Args:
         factors: (num_terms,) how much slower than the prior each term is.
         threads: of the calibration.
-        log_error: half of the interval's width in logarithms.
+        covariance: (num_terms, num_terms) of the factors.
+        misfit: relative standard deviation of a step around the sum.
+        freedom: degrees of freedom of the misfit.
         watts: power while training; None if nothing was metered.
         meters: how the power was obtained.
         num_samples: number of configurations; 0: the priors.
@@ -104,20 +109,27 @@ class StepModel:
 
     factors: Floats
     threads: int
-    log_error: float
+    covariance: Floats
+    misfit: float
+    freedom: float
     watts: Prediction | None
     meters: str
     num_samples: int
 
     def step_s(self, work: Work) -> Prediction:
         """Return the seconds of a step."""
-        seconds = float((prior_seconds([work], self.threads) @ self.factors)[0])
-        error = self.log_error if self.num_samples else self._prior_error(work)
+        parts = prior_seconds([work], self.threads)[0]
+        seconds = float(parts @ self.factors)
+        error = self._prior_error(parts)
+        if self.num_samples:
+            known = student(self.freedom) * math.sqrt(
+                self.misfit**2 + _uncertainty(parts, self.factors, self.covariance)
+            )
+            error = min(error, known)
         return Prediction(seconds, seconds * math.exp(-error), seconds * math.exp(error))
 
-    def _prior_error(self, work: Work) -> float:
+    def _prior_error(self, parts: Floats) -> float:
         """Return the half width when nothing was measured: that of the terms, by their share of the sum."""
-        parts = prior_seconds([work], self.threads)[0]
         spreads = np.array([math.log(term.spread) for term in TERMS.values()])
         # Machines are slow or fast in all respects alike, so that the spreads add up rather than average out.
         return float(1.645 * (parts @ spreads) / parts.sum())
@@ -125,7 +137,8 @@ class StepModel:
 
 def uncalibrated(threads: int) -> StepModel:
     """Return the model of a machine on which nothing was measured."""
-    return StepModel(np.ones(len(TERMS)), threads, 0.0, None, "not calibrated", 0)
+    num = len(TERMS)
+    return StepModel(np.ones(num), threads, np.zeros((num, num)), 0.0, 1.0, None, "not calibrated", 0)
 
 
 def fit(samples: Sequence[Sample], threads: int) -> StepModel:
@@ -137,65 +150,79 @@ def fit(samples: Sequence[Sample], threads: int) -> StepModel:
     busy = np.array([one.cpu_s for one in samples])
     ratios = np.ones(len(samples))
     if len(samples) > 1 and np.isfinite(busy).all() and (busy > 0).all():
-        by_wall, by_cpu = (np.median(_left_out_errors(table, one, ratios)) for one in (seconds, busy))
+        by_wall, by_cpu = (np.median(np.abs(_left_out(table, one, ratios)[0])) for one in (seconds, busy))
         if by_cpu < _DISTURBED * by_wall:
             ratios = seconds / busy
     watts = [one.watts for one in samples if one.watts is not None]
+    factors, covariance = _solve(table, seconds / ratios)
+    ratio = float(np.median(ratios))
     return StepModel(
-        factors=_solve(table, seconds / ratios) * float(np.median(ratios)),
+        factors=factors * ratio,
         threads=threads,
-        log_error=max(_SAMPLE_SD, conformal(_left_out_errors(table, seconds, ratios))),
+        covariance=covariance * ratio**2,
+        misfit=max(_SAMPLE_SD, _misfit(*_left_out(table, seconds, ratios))),
+        freedom=max(3.0, len(samples) - 1.0),
         watts=_spread(watts) if watts else None,
         meters=samples[0].meters,
         num_samples=len(samples),
     )
 
 
-def conformal(errors: Sequence[float]) -> float:
-    """Return the half width that a new error stays within with 90 %, from absolute errors of the same kind.
-
-    Fewer than nine errors cannot tell that: the largest one is then widened as if errors were Gaussian.
-    """
-    ordered = sorted(errors)
-    rank = math.ceil((len(ordered) + 1) * CONFIDENCE)
-    if rank <= len(ordered):
-        return ordered[rank - 1]
-    if len(ordered) == 1:
-        return max(ordered[0], math.log(2.0))
-    return ordered[-1] * (1 + 2 / len(ordered))
-
-
-def _left_out_errors(table: Floats, seconds: Floats, ratios: Floats) -> list[float]:
-    """Return by how much the logarithm of each sample is missed when it is predicted from the others.
+def _left_out(table: Floats, seconds: Floats, ratios: Floats) -> tuple[Floats, Floats]:
+    """Predict each sample from the others.
 
     Args:
         table: (num_samples, num_terms) prior seconds.
         seconds: (num_samples,) measured.
         ratios: (num_samples,) of these to what the terms are fitted to; the median of the others is used.
+
+    Returns:
+        (num_samples,) errors of the logarithms, and the variances that the factors alone would give them.
     """
-    errors = []
+    errors, variances = np.zeros(len(seconds)), np.zeros(len(seconds))
     for row in range(len(seconds)):
         kept = np.arange(len(seconds)) != row
-        factors = _solve(table[kept], (seconds / ratios)[kept]) if kept.any() else np.ones(table.shape[1])
+        factors, covariance = _solve(table[kept], (seconds / ratios)[kept])
         ratio = float(np.median(ratios[kept])) if kept.any() else 1.0
-        errors.append(abs(math.log(float(table[row] @ factors) * ratio / seconds[row])))
-    return errors
+        errors[row] = math.log(float(table[row] @ factors) * ratio / seconds[row])
+        variances[row] = _uncertainty(table[row], factors, covariance)
+    return errors, variances
 
 
-def _solve(table: Floats, seconds: Floats) -> Floats:
-    """Return the (num_terms,) non-negative factors near 1 whose sums have small relative errors."""
+def _uncertainty(parts: Floats, factors: Floats, covariance: Floats) -> float:
+    """Return the relative variance of a sum of terms that the uncertainty of their factors gives it."""
+    return float(parts @ covariance @ parts) / float(parts @ factors) ** 2
+
+
+def _misfit(errors: Floats, variances: Floats) -> float:
+    """Return the standard deviation that, added to the variances, makes the errors as large as they should be."""
+    errors = np.append(errors, [_MISFIT] * _MISFIT_FREEDOM)  # the prior, as further errors
+    variances = np.append(variances, [0.0] * _MISFIT_FREEDOM)
+    low, high = 0.0, float(np.abs(errors).max())
+    for _ in range(40):
+        middle = (low + high) / 2
+        too_small = float(np.mean(errors**2 / (middle**2 + variances + 1e-12))) > 1
+        low, high = (middle, high) if too_small else (low, middle)
+    return high
+
+
+def _solve(table: Floats, seconds: Floats) -> tuple[Floats, Floats]:
+    """Return the (num_terms,) non-negative factors near 1 whose sums have small relative errors, and their covariance.
+
+    Without rows these are the priors.
+    """
     scaled = table / seconds[:, None]
     weights = np.ones(len(seconds))
     prior_weights = np.array([1 / math.log(term.spread) ** 2 for term in TERMS.values()])
-    centre = np.ones(table.shape[1])
-    factors = centre
+    factors = np.ones(table.shape[1])
     for _ in range(8):
         weighted = scaled * (weights / _SAMPLE_SD**2)[:, None]
-        matrix = weighted.T @ scaled + np.diag(prior_weights / centre**2)
-        factors = _non_negative(matrix, weighted.sum(axis=0) + prior_weights / centre, factors)
+        matrix = weighted.T @ scaled + np.diag(prior_weights)
+        factors = _non_negative(matrix, weighted.sum(axis=0) + prior_weights, factors)
         missed = np.abs(scaled @ factors - 1) / _SAMPLE_SD
         weights = np.minimum(1.0, _HUBER / np.maximum(missed, 1e-9))
-    return factors
+    covariance: Floats = np.linalg.inv(matrix).astype(np.float64)
+    return factors, covariance
 
 
 def _non_negative(matrix: Floats, vector: Floats, start: Floats) -> Floats:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from perjoule.estimate.own.counting import Counted
     from perjoule.train.config import TrainConfig
 
-_COMPILED = Estimate(0.6, 0.45, 0.85, "", "prior")
-"""A compiled step over an eager one, where nothing is known of the machine (docs/log.md: 0.5 to 0.65)."""
+COMPILED = Estimate(0.6, 0.45, 0.85, "", "prior: language models on two cores")
+"""A compiled step over an eager one, where it was not measured on the machine (docs/log.md: 0.5 to 0.65)."""
 _PROCESS_BYTES = 4.0e8
 """Python with torch before a model exists."""
 _FRAGMENTS = (0.9, 1.0, 1.6)
@@ -40,12 +40,14 @@ class Machine:
         chosen: what ``backend: auto`` stands for; empty if nothing was calibrated.
         device: an accelerator by its data sheet instead of this machine; None for this machine.
         power_limit_w: limit that is set on the device; None for that of its data sheet.
+        compiled: a compiled step over an eager one.
     """
 
     model: StepModel
     chosen: Mapping[str, Any]
     device: Device | None = None
     power_limit_w: float | None = None
+    compiled: Estimate = COMPILED
 
     def precision(self, asked: str) -> str:
         """Return the precision that a recipe's ``backend.precision`` stands for."""
@@ -172,8 +174,11 @@ def _step(config: TrainConfig, counted: Counted, machine: Machine, notes: list[s
         notes.append("not calibrated: run perjoule estimate --calibrate; figures are those of a common processor")
     seconds = Estimate(found.mean, found.low, found.high, "s", method)
     if config.backend.compile is True:
-        seconds = _product(seconds, _COMPILED, "s", method)
-        notes.append("compiled: the factor is that of language models on two cores; compiling itself is not included")
+        seconds = _product(seconds, machine.compiled, "s", method)
+        factor = "{:.2f} ({:.2f} to {:.2f})".format(
+            *(getattr(machine.compiled, key) for key in ("mean", "low", "high"))
+        )
+        notes.append(f"compiled: {factor} of the time, {machine.compiled.method}; compiling itself is not included")
     elif config.backend.compile == "auto":
         notes.append("backend.compile=auto: estimated without; it may compile a long run, see --alternatives")
     watts, source = _watts(config, model)

@@ -1,14 +1,13 @@
 """What is left of a run, from its folder: running, stopped or killed. Reads only; never imports torch.
 
-Three unknowns are kept apart: the seconds and joules of a step (``series``), what comes besides on schedule
-(evaluations, checkpoints), and when the training will stop: at a number of steps, epochs or tokens, after some seconds
-or joules, or by patience, which has an interval of its own (``early_stopping``).
+The folder is read into what ``perjoule.outlook`` works on; carbon and cost follow from the joules by what the run knows
+of the place.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +18,19 @@ from perjoule.core.errors import DataError
 from perjoule.core.phases import CHECKPOINT, EVALUATE
 from perjoule.core.units import J_PER_KWH
 from perjoule.estimate.contract import Estimate
-from perjoule.estimate.own.early_stopping import evaluations_left
-from perjoule.estimate.own.series import find_level, rest_of
 from perjoule.measure.book import build_ledger
 from perjoule.measure.ledger import outermost_accounts
+from perjoule.outlook.rest import Outlook, Past, Patience, Recurrent, guess_recurrent, look_ahead
+from perjoule.outlook.series import Span
 from perjoule.runs.folder import FINISHED
 from perjoule.runs.tables import Run
 
 Floats = NDArray[np.float64]
 _BLOCKS = 200
-"""The energy of steps is looked at in at most so many blocks: a meter does not resolve single short steps."""
+_BLOCK_S = 0.3
+"""Energy is looked at in at most so many blocks of steps, of at least so many seconds: a meter resolves no shorter."""
+_FEW_BLOCKS = 5
+_METHOD = "online"
 
 
 @dataclass(frozen=True)
@@ -64,117 +66,160 @@ def estimate_rest(run: Run) -> Rest:
     Raises:
         DataError: if no step of it was timed yet, or it does not say when it ends.
     """
-    kept = run.steps.kept
-    timed = np.isfinite(kept.training_s)
-    if not timed.any():
-        raise DataError(f"{run.path} has no timed step yet: wait for the first, or estimate its recipe")
-    seconds = kept.training_s[timed]
-    level = find_level(seconds)
-    notes = [] if run.status != FINISHED else ["the run is finished"]
-    each = rest_of(level, 1, len(seconds))
-    step_s = Estimate(level.mean, each.low, each.high, "s", f"mean of the last {level.num_values} steps")
-    extra_s = _scheduled_s(run)
-    per_step = level.mean + extra_s
-    joules_of = _Joules(run, notes)
+    notes: list[str] = []
+    past = read_past(run, notes)
     if run.status == FINISHED:
-        steps, ends_by = Estimate(0.0, 0.0, 0.0, "steps", ""), run.reason
+        notes.insert(0, "the run is finished")
+        nothing = Span(0.0, 0.0, 0.0)
+        step_s = Span(*np.quantile(past.step_s, (0.5, 0.05, 0.95)))
+        found = Outlook(past.num_done, nothing, step_s, nothing, None if past.step_j is None else nothing, run.reason)
     else:
-        steps, ends_by = _steps_left(run, per_step, joules_of)
-    left_s = _over(steps, lambda num: rest_of(level, num, len(seconds)), extra_s, "s")
-    joules = None if joules_of.level is None else joules_of.rest(steps)
+        ahead = look_ahead(past)
+        if ahead is None:
+            raise DataError(f"{run.path} does not say when it ends in steps, epochs, tokens, seconds or metered energy")
+        found = ahead
+    joules = None if found.joules is None else Estimate(*found.joules, "J", _METHOD)
     gco2e, cost = _per_joule(run, joules, notes)
-    return Rest(int(kept.step[-1]), steps, step_s, left_s, joules, gco2e, cost, ends_by, tuple(notes))
+    return Rest(
+        num_done=found.num_done,
+        steps=Estimate(*found.steps, "steps", found.ends_by),
+        step_s=Estimate(*found.step_s, "s", _METHOD),
+        seconds=Estimate(*found.seconds, "s", _METHOD),
+        joules=joules,
+        gco2e=gco2e,
+        cost=cost,
+        ends_by=found.ends_by,
+        notes=tuple(notes),
+    )
 
 
-class _Joules:
-    """The energy of steps, over all meters that do not contain one another."""
+def read_past(run: Run, notes: list[str]) -> Past:
+    """Return what a run folder says of the run so far.
+
+    Args:
+        run: the run.
+        notes: takes what a reader must know.
+
+    Raises:
+        DataError: if no step was timed yet.
+    """
+    kept = run.steps.kept
+    seconds = kept.training_s[np.isfinite(kept.training_s)]
+    if not len(seconds):
+        raise DataError(f"{run.path} has no timed step yet: wait for the first, or estimate its recipe")
+    energy = _Energy(run, notes)
+    joules_left = dict(_joules_left(run, energy.used_j))
+    patience, every = _value(run, "stop.patience"), _value(run, "evaluate.every_steps")
+    losses = [math.inf if one.loss is None else one.loss for one in run.kept_evaluations]
+    return Past(
+        num_done=int(kept.step[-1]),
+        step_s=seconds,
+        step_j=energy.step_j,
+        energy_block=energy.block,
+        mean_w=energy.mean_w,
+        recurrent=tuple(_recurrent(run, float(np.median(seconds)))),
+        steps_left=dict(_steps_left(run)),
+        seconds_left=dict(_seconds_left(run)),
+        joules_left=joules_left,
+        patience=None if patience is None or every is None else Patience(int(patience), int(every), losses),
+    )
+
+
+class _Energy:
+    """The energy of steps, over all meters that do not contain one another.
+
+    Args:
+        run: the run.
+        notes: takes what a reader must know.
+    """
 
     def __init__(self, run: Run, notes: list[str]) -> None:
+        self.step_j: Floats | None = None
+        self.mean_w: float | None = None
+        self.block = 1.0
+        self.used_j = 0.0
+        kept = run.steps.kept
         accounts = outermost_accounts(build_ledger(run).merged())
         curves = [one.by_step for one in accounts if len(one.by_step.steps) > 1]
-        self.level = None
-        self.used_j = sum(one.total_uj for one in accounts) / 1e6
-        if not curves:
+        first = max((int(one.steps[0]) for one in curves), default=0)
+        last = min((int(one.steps[-1]) for one in curves), default=0)
+        last = min(last, int(kept.step[-1]))
+        if last <= first:
             notes.append("energy: unknown, no meter was read while it trained")
             return
-        first, last = max(int(one.steps[0]) for one in curves), min(int(one.steps[-1]) for one in curves)
-        self.block = max(1, (last - first) // _BLOCKS)
-        edges = np.arange(first, last + 1, self.block)
-        total = sum((np.interp(edges, one.steps, one.energy_uj) for one in curves), np.zeros(len(edges)))
-        parts = np.diff(total) / 1e6
-        parts = parts[parts > 0]
-        if not len(parts):
+        wall_s = np.nan_to_num(np.interp(np.arange(first + 1, last + 1), kept.step, kept.wall_s))
+        block = max(1, (last - first) // _BLOCKS, math.ceil(_BLOCK_S / max(float(np.median(wall_s)), 1e-9)))
+        block = min(block, last - first)
+        edges = np.arange(last, first - 1, -block)[::-1]
+        total_j = sum((np.interp(edges, one.steps, one.energy_uj) for one in curves), np.zeros(len(edges))) / 1e6
+        self.block, self.used_j = float(block), float(total_j[-1])
+        self.mean_w = float(total_j[-1] - total_j[0]) / float(wall_s[edges[0] - first :].sum())
+        # What comes on schedule is counted by its time, so that it is taken out of the steps.
+        besides_s = np.nan_to_num(kept.wall_s - kept.training_s)[np.isin(kept.step, np.arange(edges[0] + 1, last + 1))]
+        besides_s = np.pad(besides_s, (int(edges[-1] - edges[0]) - len(besides_s), 0)).reshape(-1, block).sum(axis=1)
+        joules = (np.diff(total_j) - besides_s * self.mean_w) / block
+        joules = joules[joules > 0]
+        if not self.mean_w > 0:
             notes.append("energy: unknown, the meters have not moved yet")
             return
-        self.level, self.num = find_level(parts), len(parts)
+        self.step_j = joules
+        if len(joules) < _FEW_BLOCKS:  # they tell the power, and the steps the rest
+            self.step_j, self.block = kept.training_s[np.isfinite(kept.training_s)] * self.mean_w, 1.0
         modelled = sorted({one.sensor.domain for one in accounts if one.sensor.modelled})
         if modelled:
             notes.append(f"energy: {', '.join(modelled)} is modelled, not measured")
 
-    @property
-    def per_step(self) -> float | None:
-        """Return the joules of a step."""
-        return None if self.level is None else self.level.mean / self.block
 
-    def rest(self, steps: Estimate) -> Estimate:
-        """Return the joules of the steps that are left."""
-        level = self.level
-        assert level is not None
-        return _over(steps, lambda num: rest_of(level, num / self.block, self.num), 0.0, "J")
-
-
-def _over(steps: Estimate, rest: Any, extra: float, unit: str) -> Estimate:
-    """Return the rest over an uncertain number of steps: both errors, independent of one another."""
-    mean, low, high = rest(steps.mean), rest(steps.low), rest(steps.high)
-    value = mean.mean + extra * steps.mean
-    down = math.hypot(mean.mean - mean.low, value - (low.mean + extra * steps.low))
-    up = math.hypot(mean.high - mean.mean, high.mean + extra * steps.high - value)
-    return Estimate(value, max(0.0, value - down), value + up, unit, steps.method)
-
-
-def _scheduled_s(run: Run) -> float:
-    """Return the seconds of evaluations and checkpoints, per step, by their schedules."""
-    total = 0.0
-    for phase, section in ((EVALUATE, "evaluate"), (CHECKPOINT, "checkpoint")):
-        every = _value(run, f"{section}.every_steps")
+def _recurrent(run: Run, step_s: float) -> Iterator[Recurrent]:
+    """Yield evaluations and checkpoints, with what they took so far."""
+    splits = _mapping(_mapping(run.fact("data", "facts")).get("splits"))
+    held_out = _mapping(splits.get(str(_value(run, "evaluate.split")))).get("num_samples")
+    guesses = guess_recurrent(
+        step_s,
+        batches=_value(run, "evaluate.batches"),
+        held_out_batches=None if held_out is None else int(held_out) / int(_value(run, "batch.size") or 1),
+        parameters=float(run.fact("model", "parameters") or 0.0),
+    )
+    for (phase, section), guess in zip(((EVALUATE, "evaluate"), (CHECKPOINT, "checkpoint")), guesses, strict=True):
         spent = run.phase_s(phase)
-        spent = spent[np.isfinite(spent) & (spent > 0)]
-        if every and len(spent):
-            total += float(spent.mean()) / int(every)
-    return total
+        every = _value(run, f"{section}.every_steps")
+        yield Recurrent(None if every is None else int(every), spent[np.isfinite(spent) & (spent > 0)].tolist(), guess)
 
 
-def _steps_left(run: Run, per_step_s: float, joules: _Joules) -> tuple[Estimate, str]:
-    """Return how many steps are left and which condition ends the run."""
+def _steps_left(run: Run) -> Iterator[tuple[str, float]]:
+    """Yield the conditions in steps with what they leave."""
     kept = run.steps.kept
-    done = int(kept.step[-1])
-    tokens = float(np.mean(kept.tokens[-100:]))
-    samples = float(np.mean(kept.samples[-100:]))
-    ends: dict[str, float] = {}
     if (wanted := _value(run, "stop.steps")) is not None:
-        ends["stop.steps"] = wanted - done
+        yield "stop.steps", wanted - int(kept.step[-1])
     if (wanted := _value(run, "stop.tokens")) is not None:
-        ends["stop.tokens"] = math.ceil((wanted - int(kept.tokens.sum())) / tokens)
+        yield "stop.tokens", math.ceil((wanted - int(kept.tokens.sum())) / float(np.mean(kept.tokens[-100:])))
     if (wanted := _value(run, "stop.epochs")) is not None and (epoch := _samples_per_epoch(run)):
-        ends["stop.epochs"] = math.ceil((wanted * epoch - int(kept.samples.sum())) / samples)
+        yield "stop.epochs", math.ceil((wanted * epoch - int(kept.samples.sum())) / float(np.mean(kept.samples[-100:])))
+
+
+def _seconds_left(run: Run) -> Iterator[tuple[str, float]]:
+    """Yield the condition in seconds with what it leaves."""
     if (wanted := _value(run, "stop.seconds")) is not None:
-        ends["stop.seconds"] = (wanted - float(np.nansum(kept.wall_s))) / per_step_s
-    if (wanted := _value(run, "stop.energy")) is not None and joules.per_step is not None:
-        ends["stop.energy"] = (wanted - joules.used_j) / joules.per_step
-    if not ends:
-        raise DataError(f"{run.path} does not say when it ends in steps, epochs, tokens, seconds or metered energy")
-    first = min(ends, key=lambda name: ends[name])
-    left = max(0.0, ends[first])
-    certain = Estimate(left, left, left, "steps", first)
-    patience, every = _value(run, "stop.patience"), _value(run, "evaluate.every_steps")
-    if patience is None or every is None:
-        return certain, first
-    losses = [math.inf if one.loss is None else one.loss for one in run.kept_evaluations]
-    most = math.ceil(left / every)
-    found = evaluations_left(losses, int(patience), most)
-    to_next = every - done % every
-    low, mean, high = (min(left, max(0.0, to_next + (num - 1) * every)) for num in (found.low, found.mean, found.high))
-    return Estimate(mean, low, high, "steps", found.method), "stop.patience" if mean < left else first
+        yield "stop.seconds", wanted - float(np.nansum(run.steps.kept.wall_s))
+
+
+def _joules_left(run: Run, used_j: float) -> Iterator[tuple[str, float]]:
+    """Yield the conditions in joules, and in carbon by the last intensity, with what they leave."""
+    if (wanted := _value(run, "stop.energy")) is not None:
+        yield "stop.energy", wanted - used_j
+    if (wanted := _value(run, "stop.carbon")) is not None and (per_joule := _gco2e_per_j(run)) is not None:
+        yield "stop.carbon", wanted / per_joule - used_j
+
+
+def _gco2e_per_j(run: Run) -> float | None:
+    """Return the grams of CO2e of a joule, PUE included, or None."""
+    facts = _mapping(run.segments[-1].facts.get("carbon")) if run.segments else {}
+    grams = facts.get("g_per_kwh")
+    return None if grams is None else float(grams) * float(facts.get("pue") or 1.0) / J_PER_KWH
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _value(run: Run, key: str) -> Any:
@@ -184,10 +229,8 @@ def _value(run: Run, key: str) -> Any:
 
 def _samples_per_epoch(run: Run) -> int | None:
     """Return the size of the training split, if the manifest knows it."""
-    facts = run.fact("data", "facts")
-    splits = facts.get("splits") if isinstance(facts, Mapping) else None
-    train = splits.get("train") if isinstance(splits, Mapping) else None
-    num = train.get("num_samples") if isinstance(train, Mapping) else None
+    splits = _mapping(_mapping(run.fact("data", "facts")).get("splits"))
+    num = _mapping(splits.get("train")).get("num_samples")
     return int(num) if num else None
 
 
@@ -196,13 +239,13 @@ def _per_joule(run: Run, joules: Estimate | None, notes: list[str]) -> tuple[Est
     facts = run.segments[-1].facts.get("carbon") if run.segments else None
     if joules is None or not isinstance(facts, Mapping):
         return None, None
-    per_joule = float(facts.get("pue") or 1.0) / J_PER_KWH
-    price, grams = facts.get("price_per_kwh"), facts.get("g_per_kwh")
+    price, grams = facts.get("price_per_kwh"), _gco2e_per_j(run)
     if grams is None:
         notes.append(f"carbon: unknown, {facts.get('unavailable', 'no intensity in the manifest')}")
+    each = None if price is None else float(price) * float(facts.get("pue") or 1.0) / J_PER_KWH
     return (
-        None if grams is None else _scaled(joules, float(grams) * per_joule, "gCO2e"),
-        None if price is None else _scaled(joules, float(price) * per_joule, str(facts.get("currency") or "")),
+        None if grams is None else _scaled(joules, grams, "gCO2e"),
+        None if each is None else _scaled(joules, each, str(facts.get("currency") or "")),
     )
 
 

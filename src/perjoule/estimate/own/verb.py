@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perjoule.core.errors import ConfigError
-from perjoule.core.units import byte_size, duration, parse_energy_j, si
+from perjoule.core.units import byte_size, duration, si
 from perjoule.estimate.contract import Estimate
 from perjoule.estimate.devices import find_device
-from perjoule.estimate.own.alternatives import Alternative, fit_budget, rank
-from perjoule.estimate.own.calibration import Trainer, calibrate, read_calibration
+from perjoule.estimate.own.alternatives import Alternative, rank
+from perjoule.estimate.own.budget import Budget, Fit, fit_budget, marks, parse_budget
+from perjoule.estimate.own.calibration import (
+    Trainer,
+    calibrate,
+    calibrate_compiled,
+    read_calibration,
+    read_compiled,
+)
 from perjoule.estimate.own.machine import fit
-from perjoule.estimate.own.recipe import Machine, RecipeEstimate, estimate_recipe
+from perjoule.estimate.own.recipe import COMPILED, Machine, RecipeEstimate, estimate_recipe
 from perjoule.estimate.own.remaining import Rest, estimate_rest
 from perjoule.measure.machine import MachineProfile
 from perjoule.runs.folder import MANIFEST
@@ -35,7 +42,7 @@ class Request:
         target: a recipe, a run folder, or None for the default recipe.
         overrides: ``key=value`` of the recipe.
         calibrate: measure this machine first.
-        budget: an energy such as ``100kJ``: say what fits.
+        budget: an amount such as ``100kJ``, ``2h`` or ``10g``: say what fits.
         device: an accelerator to estimate for, by name; None for this machine.
         alternatives: rank what could be done otherwise.
     """
@@ -68,19 +75,21 @@ def estimate_verb(request: Request, trainer: Trainer, profile: MachineProfile | 
         raise ConfigError(f"{request.target} is neither a recipe (a YAML file) nor a run folder (with a {MANIFEST})")
     profile = profile or MachineProfile()
     device = None if request.device is None else find_device(request.device)
-    budget_j = None if request.budget is None else _budget_j(request.budget)
+    budget = None if request.budget is None else parse_budget(request.budget)
     if request.calibrate:
         yield from calibrate(trainer, profile)
+    target = None if request.target is None else str(request.target)
+    config: TrainConfig = trainer.load(target, *request.overrides).config
+    if request.calibrate and config.backend.compile is True:
+        yield from calibrate_compiled(trainer, profile)
     known = read_calibration(profile)
     chosen = {} if known is None else dict(known.chosen)
     threads = int(chosen.get("threads") or len(os.sched_getaffinity(0)))
-    machine = Machine(fit(known.samples if known else (), threads), chosen, device)
-    target = None if request.target is None else str(request.target)
-    config: TrainConfig = trainer.load(target, *request.overrides).config
+    model = fit(known.samples if known else (), threads)
+    machine = Machine(model, chosen, device, compiled=read_compiled(profile) or COMPILED)
+    from perjoule.estimate.own.counting import count
 
     def estimate(more: Sequence[str], where: Machine) -> RecipeEstimate:
-        from perjoule.estimate.own.counting import count
-
         changed: TrainConfig = trainer.load(target, *request.overrides, *more).config
         return estimate_recipe(changed, count(changed, where.precision(changed.backend.precision)), where)
 
@@ -88,15 +97,9 @@ def estimate_verb(request: Request, trainer: Trainer, profile: MachineProfile | 
     yield from _recipe_lines(target or "the default recipe", machine, base)
     if request.alternatives:
         yield from _alternative_lines(rank(config, machine, base, estimate))
-    if budget_j is not None:
-        yield from _budget_lines(config, budget_j, machine, base, estimate)
-
-
-def _budget_j(text: str) -> float:
-    try:
-        return float(str(parse_energy_j(text)))
-    except ValueError as error:
-        raise ConfigError(f"--budget {error}") from error
+    if budget is not None:
+        tokens = count(config, machine.precision(config.backend.precision)).tokens_per_step
+        yield from _budget_lines(budget, fit_budget(config, budget, machine, base, tokens, estimate))
 
 
 def _run_lines(request: Request) -> Iterator[str]:
@@ -169,21 +172,11 @@ def _saves(share: float, what: str) -> str:
     return f"{abs(share):.0%} {'less' if share >= 0 else 'more'} {what}"
 
 
-def _budget_lines(
-    config: TrainConfig, budget_j: float, machine: Machine, base: RecipeEstimate, estimate: object
-) -> Iterator[str]:
-    """Yield what an amount of energy suffices for."""
-    from perjoule.estimate.own.counting import count
-
-    assert callable(estimate)
-    tokens = count(config, machine.precision(config.backend.precision)).tokens_per_step
-    found = fit_budget(config, budget_j, machine, base, tokens, estimate)
-    yield f"{si(budget_j, 'J')} suffice for:"
-    yield _row("steps", found.steps, lambda value: f"{value:,.0f}", f"of this recipe, {si(found.tokens)} tokens")
-    if found.override is None:
-        yield "  or no smaller model.dim that trains on the recipe's samples within the budget"
-    else:
-        yield (
-            f"  or {si(base.samples)} samples, as the recipe has, with {found.override} "
-            f"({si(found.parameters)} parameters, {si(found.joules, 'J')})"
-        )
+def _budget_lines(budget: Budget, found: Sequence[Fit]) -> Iterator[str]:
+    """Yield what a budget suffices for."""
+    yield f"{budget} suffice for one of these (width x depth, tokens with their interval):"
+    for one, says in zip(found, marks(found), strict=True):
+        tokens = f"{si(one.tokens.mean)} ({si(one.tokens.low)} to {si(one.tokens.high)})"
+        steps = f"{one.steps.mean:,.0f} steps"
+        each = f"{si(one.tokens_per_parameter, digits=2)} tokens a weight"
+        yield f"  {one.shape:<12} {si(one.parameters):>6} weights  {tokens:<28} {steps:<16} {each:<24} {says}".rstrip()
