@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from perjoule.core.errors import DataError
-from perjoule.data import engines, manifest, tokenize, tokenize_unit
+from perjoule.data import engines, manifest, tokenize_unit
 from perjoule.data import store as store_module
 from perjoule.data.engine import run_here
 from perjoule.data.sources import files_source

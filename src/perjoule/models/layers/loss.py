@@ -46,8 +46,8 @@ class _CrossEntropy(torch.autograd.Function):
         rows = _rows_at_a_time(logits)
         shares = (useful * (grad / num_useful)).unsqueeze(1)
         slopes = torch.empty_like(logits)
-        for out, *parts in zip(*(torch.split(x, rows) for x in (slopes, logits, log_total, index, shares)), strict=True):
-            part, total, label, share = parts
+        columns = (torch.split(tensor, rows) for tensor in (slopes, logits, log_total, index, shares))
+        for out, part, total, label, share in zip(*columns, strict=True):
             out.copy_((part.float() - total).exp_().mul_(share).scatter_add_(1, label, -share))
         return slopes, None
 
