@@ -88,10 +88,7 @@ class Order:
     seed: int | None
 
     def samples(self, start: int, rows: int) -> Indices:
-        """Return the sample indices at the global positions ``start … start + rows - 1``; epochs join seamlessly.
-
-        The array may be read-only.
-        """
+        """Return the sample indices at the global positions ``start … start + rows - 1``; epochs join seamlessly."""
         assert start >= 0 and rows >= 1, f"positions {start} + {rows} are before the first sample or none"
         if self.seed is None:
             return np.arange(start, start + rows, dtype=np.int64) % self.num_samples
@@ -102,7 +99,7 @@ class Order:
             part = _block(self.num_samples, self.seed, epoch, block)[offset : offset + rows]
             parts.append(part)
             start, rows = start + len(part), rows - len(part)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return parts[0].copy() if len(parts) == 1 else np.concatenate(parts)
 
 
 @functools.lru_cache(maxsize=64)
