@@ -89,6 +89,17 @@ RUNS: dict[str, tuple[str, ...]] = {
     "bursts-retnet": _of("retnet", 192, 2, DYCK, 16, "stop.steps=150", "evaluate.every_steps=25"),
     "bursts-small": _of("transformer", 96, 3, RECALL, 16, "stop.steps=600"),
     "late-neighbour-transformer": _of("transformer", 256, 3, RECALL, 8, "stop.steps=200"),
+    # Third set: longer, and nothing beside.
+    "third-default": ("stop.steps=250",),
+    "third-text-transformer": (str(STUDY / "text-transformer.yaml"), "stop.steps=300"),
+    "third-dyck-retnet": (str(STUDY / "dyck-retnet.yaml"), "stop.steps=500"),
+    "third-dyck-longnet": (str(STUDY / "dyck-longnet.yaml"), "stop.steps=400"),
+    "third-retnet": _of("retnet", 128, 3, RECALL, 8, "stop.steps=800", "evaluate.every_steps=200"),
+    "third-transformer": _of("transformer", 160, 4, RECALL, 8, "stop.steps=900", "checkpoint.every_steps=100"),
+    "third-evaluations": _of("transformer", 128, 3, DYCK, 16, "stop.steps=700", "evaluate.every_steps=70"),
+    "third-ebt": _of("ebt", 64, 2, RECALL, 8, "stop.steps=300"),
+    "third-energy": _of("transformer", 192, 2, RECALL, 8, "stop={energy: 300J, steps: 9000}", "schedule.kind=constant"),
+    "third-longnet": _of("longnet", 96, 3, RECALL, 8, "stop.steps=600", "evaluate.every_steps=150"),
 }
 QUICK = {name: _of("transformer", 32, 1, RECALL, 4, f"stop.steps={num}") for name, num in (("one", 60), ("two", 90))}
 
