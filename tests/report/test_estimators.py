@@ -37,4 +37,5 @@ def test_what_is_no_energy_or_a_single_architecture_is_left_to_the_table() -> No
 
 
 def test_names_that_a_file_gives_are_escaped() -> None:
-    ET.fromstring(score_figure([row("<b>", 0.1, "other file: a & b")]))
+    svg = ET.fromstring(score_figure([row("<b>", 0.1, "other file: a & b")]))
+    assert {"<b>", "other file: a & b · Zeus"} <= {one.text for one in svg.iter("{http://www.w3.org/2000/svg}text")}
