@@ -178,5 +178,6 @@ def _budget_lines(budget: Budget, found: Sequence[Fit]) -> Iterator[str]:
     for one, says in zip(found, marks(found), strict=True):
         tokens = f"{si(one.tokens.mean)} ({si(one.tokens.low)} to {si(one.tokens.high)})"
         steps = f"{one.steps.mean:,.0f} steps"
-        each = f"{si(one.tokens_per_parameter, digits=2)} tokens a weight"
+        ratio = one.tokens_per_parameter
+        each = f"{ratio:{',.0f' if ratio >= 10 else '.2g'}} tokens a weight"
         yield f"  {one.shape:<12} {si(one.parameters):>6} weights  {tokens:<28} {steps:<16} {each:<24} {says}".rstrip()
