@@ -134,13 +134,17 @@ def test_rows_of_another_file_are_scored_by_device_and_architecture() -> None:
     assert any("best batch size and power limit" in line for line in lines)
 
 
-def test_rows_that_were_learnt_from_are_not_asked() -> None:
+def test_rows_that_were_learnt_from_stand_apart_and_are_labelled() -> None:
     lines: list[str] = []
     scores = score_unseen([ZEUS[0]], list(ZEUS), lines.append, processes=1)
     assert one_row(scores, "other file: all", "physical").num == 33
-    assert lines[0] == "39 of 72 rows have a configuration that was learnt from: not asked"
-    with pytest.raises(DataError, match="nothing to score: every configuration in --test is in --fit as well"):
-        score_unseen([ZEUS[0]], [ZEUS[0]], lines.append)
+    assert lines[0] == "39 of 72 rows have a configuration that was learnt from: they stand apart"
+    repeated = one_row(scores, "other file: learnt from", "physical")
+    assert (repeated.num, repeated.note) == (39, LEAKING)
+    assert repeated.median < one_row(scores, "other file: all", "physical").median
+
+    again = score_unseen([ZEUS[0]], [ZEUS[0]], lines.append, processes=1)
+    assert {one.split for one in again} == {"other file: learnt from"}
 
 
 def test_measurements_without_a_network_cannot_be_scored(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def score(
             except DataError as error:
                 say(f"not scored: {error}")
         tasks += _calibrations(rows, rows, study)
-        mine = [one for one in runs if one.study == study]
+        mine = _of(runs, study)
         tasks += [partial(learning_curve, mine, study), partial(published, mine, study)]
     return _run(tasks, partial(best_settings, rows), say, processes)
 
@@ -67,7 +67,7 @@ def score_unseen(
 ) -> list[Score]:
     """Fit every method on some files and score it on others, by device and by architecture, and print the table.
 
-    Rows of ``test`` whose configuration is also in ``fit`` are left out: they would measure memory. Of devices that are
+    Rows of ``test`` whose configuration is also in ``fit`` stand apart: they measure memory. Of devices that are
     new, some configurations are measured and the others asked, and the best setting is sought, as in :func:`score`.
 
     Args:
@@ -79,25 +79,26 @@ def score_unseen(
 
     Raises:
         ConfigError: if there is no data sheet of a device.
-        DataError: if a file cannot be used or nothing in ``test`` is new.
+        DataError: if a file cannot be used or no measurement says which network was trained.
     """
     known, asked = (typical(_with_work(read_measurements(paths, devices))) for paths in (fit, test))
     seen = {one.job.configuration_key for one in known}
     new = [one for one in asked if one.job.configuration_key not in seen]
-    if len(new) < len(asked):
-        say(f"{len(asked) - len(new)} of {len(asked)} rows have a configuration that was learnt from: not asked")
-    if not new:
-        raise DataError("nothing to score: every configuration in --test is in --fit as well")
-    studies = dict.fromkeys(one.study for one in new)
-    tasks: list[_Task] = [
-        partial(unseen, known, [one for one in new if one.study == study], study) for study in studies
-    ]
+    repeated = [one for one in asked if one.job.configuration_key in seen]
+    if repeated:
+        say(f"{len(repeated)} of {len(asked)} rows have a configuration that was learnt from: they stand apart")
+    studies = dict.fromkeys(one.study for one in asked)
+    tasks: list[_Task] = [partial(unseen, known, _of(new, study), _of(repeated, study), study) for study in studies]
     measured = {one.job.device.name for one in known}
     elsewhere = [one for one in new if one.job.device.name not in measured]
     for study in studies:
         tasks += _calibrations(known, elsewhere, study)
     of_new = {one.job.device.name for one in elsewhere}
     return _run(tasks, partial(best_settings, [*known, *new], of_new or None), say, processes)
+
+
+def _of(rows: Sequence[Measurement], study: str) -> list[Measurement]:
+    return [one for one in rows if one.study == study]
 
 
 def _calibrations(known: Sequence[Measurement], asked: Sequence[Measurement], study: str) -> list[_Task]:

@@ -23,6 +23,9 @@ from perjoule.estimate.splits import Fold, Split, random_runs
 OURS = "physical"
 LEAKING = "leaks: replicates on both sides"
 UNSEEN = "other file"
+LEARNT_FROM = f"{UNSEEN}: learnt from"
+_LEAKS = ("random runs", LEARNT_FROM)
+"""Splits in which a configuration is on both sides."""
 _DRAWS = 3
 _MEASURED = (1, 3, 6)
 _SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -56,7 +59,7 @@ class Trial:
 
     def add(self, outcomes: Iterable[Outcome], split: str, study: str, method: Estimator, target: Target) -> None:
         """File outcomes under their row, with what the method presupposes."""
-        notes = [LEAKING] * (split == "random runs") + [f"given {method.needs}"] * (method.needs is not Needs.NOTHING)
+        notes = [LEAKING] * (split in _LEAKS) + [f"given {method.needs}"] * (method.needs is not Needs.NOTHING)
         self.outcomes.setdefault(Row(split, study, method.kind, target, "; ".join(notes)), []).extend(outcomes)
 
 
@@ -87,16 +90,26 @@ def leave_out(fold: Fold, split: Split, study: str) -> Trial:
     return trial
 
 
-def unseen(known: Sequence[Measurement], asked: Sequence[Measurement], study: str) -> Trial:
-    """Ask every method about rows of another file: all of one study, then each device, then each architecture."""
-    trial, groups = Trial(), {"all": list(asked)}
+def unseen(
+    known: Sequence[Measurement], asked: Sequence[Measurement], repeated: Sequence[Measurement], study: str
+) -> Trial:
+    """Ask every method about rows of another file: all of one study, then each device, then each architecture.
+
+    Args:
+        known: what may be learnt from.
+        asked: rows whose configuration is not among them.
+        repeated: rows whose configuration is; they stand apart.
+        study: of both.
+    """
+    trial, groups = Trial(), {f"{UNSEEN}: all": list(asked)}
     for one in asked:
         for name in (one.job.device.name, one.job.workload.architecture.name):
-            groups.setdefault(name, []).append(one)
+            groups.setdefault(f"{UNSEEN}: {name}", []).append(one)
+    groups[LEARNT_FROM] = list(repeated)
     for method in _taught(known, study, trial, f"on {study}"):
         for target in _asked_targets(method):
-            for name, group in groups.items():
-                trial.ask(method, group, f"{UNSEEN}: {name}", study, target)
+            for split, group in groups.items():
+                trial.ask(method, group, split, study, target)
     return trial
 
 
