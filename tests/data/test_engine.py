@@ -244,6 +244,30 @@ def test_error_in_a_dask_worker_reaches_the_caller_as_one_line(
 
 
 @dask_test
+def test_workers_that_come_later_are_given_units_as_well(
+    cluster: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine_dask.connected(cluster.scheduler_address, 2, {}) as client:  # type: ignore[attr-defined]
+        submitted: list[str] = []
+        given: list[int] = []
+        submit = client.submit
+
+        def count(do: Any, work: Work, job: Named, **options: Any) -> Any:
+            submitted.append(job.name)
+            return submit(do, work, job, **options)
+
+        def threads() -> dict[str, int]:
+            given.append(len(submitted))
+            return {"first": 1} if len(given) == 1 else {"first": 1, "second": 3}
+
+        monkeypatch.setattr(client, "submit", count)
+        monkeypatch.setattr(client, "nthreads", threads)
+        engine_dask.run_dask(client, Note(tmp_path), JOBS, lambda amount: None)
+    assert given[:3] == [0, 3, 12]
+    assert submitted == [job.name for job in JOBS]
+
+
+@dask_test
 def test_scheduler_that_is_not_there_says_what_would_be_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_dask, "_CONNECT_S", 0.5)
     message = r"cannot use the Dask scheduler tcp://127\.0\.0\.1:9: .*; accepted: an address such as tcp://host:8786"

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from perjoule.core.errors import DataError, MissingExtra, PerjouleError
@@ -35,21 +36,19 @@ def run_dask(client: Any, work: Work, jobs: Sequence[Job], report: Report) -> No
         PerjouleError: from the work.
         DataError: if the cluster loses workers again and again.
     """
-    ahead = _AHEAD * max(sum(client.nthreads().values()), 1)
-    left = iter(jobs)
+    left, completed = iter(jobs), _distributed().as_completed(loop=client.loop)
 
-    def submitted() -> Iterator[Any]:
-        """Submit the next unit, if there is one; a worker that is lost does not lose its unit."""
-        for job in left:
-            yield client.submit(_do, work, job, pure=False)
-            return
+    def submit() -> None:
+        """Hand over as many units as keep the workers busy that are there by now; jobs of a queue come one by one."""
+        ahead = _AHEAD * max(sum(client.nthreads().values()), 1)
+        for job in islice(left, max(0, ahead - completed.count())):
+            completed.add(client.submit(_do, work, job, pure=False))  # a lost worker does not lose its unit
 
-    first = [future for _ in range(ahead) for future in submitted()]
-    completed = _distributed().as_completed(first, loop=client.loop)
+    submit()
     try:
         for future in completed:
             report(_result(future))
-            completed.update(list(submitted()))
+            submit()
     finally:
         client.cancel(list(completed.futures))
 

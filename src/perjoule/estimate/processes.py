@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import TypeVar
 
+from perjoule.data.engine import num_cores
+
 T = TypeVar("T")
 _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 _MOST = 2
@@ -25,7 +27,7 @@ def side_by_side(tasks: Sequence[Callable[[], T]], most: int = _MOST) -> list[T]
         tasks: partials of functions of a module, so that another process can be given them.
         most: number of processes; 1 runs the tasks in this one.
     """
-    num = min(most, len(tasks), len(os.sched_getaffinity(0)))
+    num = min(most, len(tasks), num_cores())
     if num <= 1:
         return [task() for task in tasks]
     # A library reads its number of threads once: the processes have to be new ones.

@@ -7,7 +7,7 @@ people: whatever fails in it takes the figure away, and never the training.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -149,8 +149,7 @@ class Left:
                 yield "stop.carbon", (budget.limit - budget.used) * self._used_j / budget.used
 
 
-def _show(span: Span, unit: object) -> str:
+def _show(span: Span, write: Callable[[float], str]) -> str:
     """Return a figure with its interval."""
-    assert callable(unit)
-    mean, low, high = (unit(float(round(one)) if one >= 10 else one) for one in span)
-    return str(mean) if low == high else f"{mean} ({low} to {high})"
+    mean, low, high = (write(float(round(one)) if one >= 10 else one) for one in span)
+    return mean if low == high else f"{mean} ({low} to {high})"

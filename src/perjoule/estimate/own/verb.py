@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from perjoule.core.errors import ConfigError
 from perjoule.core.units import byte_size, duration, si
+from perjoule.data.engine import num_cores
 from perjoule.estimate.contract import Estimate
 from perjoule.estimate.devices import find_device
 from perjoule.estimate.own.alternatives import Alternative, rank
@@ -84,7 +84,7 @@ def estimate_verb(request: Request, trainer: Trainer, profile: MachineProfile | 
         yield from calibrate_compiled(trainer, profile)
     known = read_calibration(profile)
     chosen = {} if known is None else dict(known.chosen)
-    threads = int(chosen.get("threads") or len(os.sched_getaffinity(0)))
+    threads = int(chosen.get("threads") or num_cores())
     model = fit(known.samples if known else (), threads)
     machine = Machine(model, chosen, device, compiled=read_compiled(profile) or COMPILED)
     from perjoule.estimate.own.counting import count
