@@ -13,7 +13,6 @@ On a quiet machine with two cores it takes about two minutes; with ``--quick`` o
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import perjoule
+from perjoule.core.limits import num_cores
 from perjoule.estimate.own.calibration import (
     Trainer,
     calibrate,
@@ -110,7 +110,7 @@ def test_set(num: int) -> dict[str, tuple[str, ...]]:
 def compare(trainer: Trainer, profile: MachineProfile, which: Mapping[str, Sequence[str]], seconds: float) -> list[Row]:
     known = read_calibration(profile)
     assert known is not None
-    threads = int(known.chosen.get("threads") or len(os.sched_getaffinity(0)))
+    threads = int(known.chosen.get("threads") or num_cores())
     model, prior = fit(known.samples, threads), uncalibrated(threads)
     rows = []
     for name, overrides in which.items():

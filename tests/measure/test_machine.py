@@ -1,5 +1,6 @@
 """Facts about the machine, and the measurements that are kept between runs."""
 
+import fcntl
 import json
 import os
 import platform
@@ -59,6 +60,45 @@ def test_damaged_profile_is_measured_again(content: str, tmp_path: Path) -> None
     assert profile.get("bandwidth") is None
     profile.put("bandwidth", 2.0)
     assert json.loads(path.read_text()) == {"bandwidth": 2.0}
+
+
+def test_processes_that_store_at_the_same_time_keep_each_others_measurements(tmp_path: Path) -> None:
+    first, second = MachineProfile(tmp_path), MachineProfile(tmp_path)
+    first.put("bandwidth", 1.0)
+    second.put("matmul", 2.0)
+    second.put("bandwidth", 3.0)
+    first.put("threads", 4)
+    assert json.loads(first.path.read_text()) == {"bandwidth": 3.0, "matmul": 2.0, "threads": 4}
+    assert (first.get("bandwidth"), first.get("matmul")) == (3.0, 2.0)
+
+
+def test_many_processes_that_store_at_once_lose_nothing(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from perjoule.measure.machine import MachineProfile\n"
+        "profile = MachineProfile(Path(sys.argv[1])); sys.stdin.readline()\n"
+        "for number in range(8): profile.put(f'{sys.argv[2]}-{number}', number)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    writers = [subprocess.Popen([*command, name], stdin=subprocess.PIPE) for name in "abc"]
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.close()
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert len(json.loads(MachineProfile(tmp_path).path.read_text())) == 24
+
+
+def test_a_folder_that_another_process_holds_for_long_does_not_stop_storing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_LOCK_S", 0.05)
+    profile = MachineProfile(tmp_path)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        profile.put("bandwidth", 1.0)
+    finally:
+        os.close(descriptor)
+    assert json.loads(profile.path.read_text()) == {"bandwidth": 1.0}
 
 
 def test_profile_without_a_writable_folder_lasts_for_the_process(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_ranks_on_one_node_share_its_cores(monkeypatch: pytest.MonkeyPatch, prof
     chosen: list[int] = []
     monkeypatch.setattr(probe, "best_threads", lambda profile, most: (most, "timed"))
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setattr("perjoule.train.backend.os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("perjoule.train.backend.num_cores", lambda: 8)
     for local_world_size in (1, 2, 16):
         prepare(BackendConfig(allocator="system"), Ranks(0, 16, 0, local_world_size), profile)
     prepare(BackendConfig(allocator="system", threads=3), Ranks(), profile)

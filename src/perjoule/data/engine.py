@@ -82,11 +82,6 @@ class Work(Protocol):
         """
 
 
-def num_cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def give_back_memory() -> None:
     """Return to the system what was freed; glibc keeps it for each thread, and of every GB of text it keeps more."""
     with contextlib.suppress(AttributeError):  # another C library

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from perjoule.config import Config
-from perjoule.data.engine import Job, Report, Work, num_cores, run_here, run_pool
+from perjoule.core.limits import num_cores
+from perjoule.data.engine import Job, Report, Work, run_here, run_pool
 
 _ALONE_CORES = 4
 """Up to here, processes of their own cost more than they bring unless they are asked for."""

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from perjoule.core.cache import cache_folder
 from perjoule.core.errors import RunFolderError
+from perjoule.core.limits import memory_bytes, usable_cores
 from perjoule.runs.files import read_json, write_json
+
+_LOCK_S = 2.0
+"""How long to wait for another process that stores a measurement."""
 
 
 def cpu_info() -> dict[str, Any]:
-    """Return the processor's model name, feature flags and the number of cores this process may use."""
+    """Return the processor's model name, feature flags and the cores this process may use; a quota allows fractions."""
     model, flags = platform.processor() or platform.machine(), ""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -30,7 +36,8 @@ def cpu_info() -> dict[str, Any]:
                 break
     except OSError:
         pass
-    return {"model": model, "flags": frozenset(flags.split()), "cores": len(os.sched_getaffinity(0))}
+    cores = usable_cores()
+    return {"model": model, "flags": frozenset(flags.split()), "cores": int(cores) if cores.is_integer() else cores}
 
 
 def installed(package: str) -> str | None:
@@ -48,7 +55,7 @@ def host_facts() -> dict[str, Any]:
         "name": platform.node(),
         "cpu": cpu["model"],
         "cores": cpu["cores"],
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": memory_bytes(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": installed("torch"),
@@ -115,23 +122,52 @@ class MachineProfile:
         identity = [cpu["model"], sorted(cpu["flags"]), cpu["cores"], installed("torch")]
         key = hashlib.blake2b(json.dumps(identity).encode(), digest_size=6).hexdigest()
         self.path = (folder or cache_folder()) / f"machine-{key}.json"
-        self._values: dict[str, Any] = {}
-        with contextlib.suppress(RunFolderError):  # a missing or damaged profile is measured again
-            stored = read_json(self.path)
-            self._values = stored if isinstance(stored, dict) else {}
+        self._values = self._stored()
 
     def get(self, name: str) -> Any | None:
         """Return a stored measurement, or None if it was never made."""
         return self._values.get(name)
 
     def put(self, name: str, value: Any) -> None:
-        """Store a measurement (JSON) at once; where the folder cannot be written, for this process only."""
+        """Store a measurement (JSON) at once; where the folder cannot be written, for this process only.
+
+        What other processes stored meanwhile is kept.
+        """
         self._values[name] = value
         with contextlib.suppress(OSError, RunFolderError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.path, self._values)
+            with _locked(self.path.parent):
+                stored = {**self._stored(), name: value}
+                write_json(self.path, stored)
+                self._values |= stored
 
     def forget(self) -> None:
         """Drop every measurement."""
         self._values = {}
         self.path.unlink(missing_ok=True)
+
+    def _stored(self) -> dict[str, Any]:
+        """Return what the file holds; a missing or damaged profile is measured again."""
+        with contextlib.suppress(RunFolderError):
+            stored = read_json(self.path)
+            return stored if isinstance(stored, dict) else {}
+        return {}
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, or go on without it after a moment or on a file system that has none."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        end_s = time.monotonic() + _LOCK_S
+        while time.monotonic() < end_s:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(descriptor)

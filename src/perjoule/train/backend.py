@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from perjoule.core.limits import num_cores
 from perjoule.core.units import si
 from perjoule.measure.device_clock import Event
 from perjoule.measure.machine import MachineProfile
@@ -193,8 +194,7 @@ def prepare(config: BackendConfig, ranks: Ranks, profile: MachineProfile) -> Ear
         allocator = "system"
     threads: Any = config.threads
     if threads == "auto":
-        cores = len(os.sched_getaffinity(0))
-        threads, seconds = probe.best_threads(profile, max(1, cores // ranks.local_world_size))
+        threads, seconds = probe.best_threads(profile, max(1, num_cores() // ranks.local_world_size))
         why.append(f"threads {threads}: the same work takes, by number of threads, {seconds}")
     if isinstance(threads, int):
         torch.set_num_threads(threads)

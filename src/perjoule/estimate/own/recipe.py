@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from perjoule.core.errors import ConfigError
+from perjoule.core.limits import usable_cores
 from perjoule.core.units import J_PER_KWH
-from perjoule.data.engine import num_cores
 from perjoule.estimate.contract import Estimate
 from perjoule.estimate.devices import Device
 from perjoule.estimate.own.device import job_of, on_device
@@ -192,9 +192,11 @@ def _watts(config: TrainConfig, model: StepModel) -> tuple[Estimate, str]:
         found = Estimate(model.watts.mean, model.watts.low, model.watts.high, "W", model.meters)
         return found, f"{model.watts.mean:.3g} W in the calibration ({model.meters})"
     cpu = next((one for one in config.energy.meters if isinstance(one, CpuTimeConfig)), CpuTimeConfig())
-    cores = num_cores()
-    most = cores * cpu.idle_w_per_core + model.threads * (cpu.active_w_per_core - cpu.idle_w_per_core)
-    how = f"modelled: {model.threads} busy of {cores} cores, {cpu.active_w_per_core:g} W a busy core, within a factor 2"
+    cores = usable_cores()
+    most = cores * cpu.idle_w_per_core + min(model.threads, cores) * (cpu.active_w_per_core - cpu.idle_w_per_core)
+    how = (
+        f"modelled: {model.threads} busy of {cores:g} cores, {cpu.active_w_per_core:g} W a busy core, within a factor 2"
+    )
     return Estimate(most, most / 2, most * 2, "W", "modelled"), how
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perjoule.core.errors import ConfigError
+from perjoule.core.limits import num_cores
 from perjoule.core.units import byte_size, duration, si
-from perjoule.data.engine import num_cores
 from perjoule.estimate.contract import Estimate
 from perjoule.estimate.devices import find_device
 from perjoule.estimate.own.alternatives import Alternative, rank

@@ -7,7 +7,8 @@
 This is a model, for machines without an energy counter. It knows nothing of clock rates, instructions or temperature.
 CPU time is exact to nanoseconds: it is the kernel's CPU clock of each process, not a count of ticks. It includes
 processes that the run started (loaders, not the sampler itself); of one that ends, the time since the last reading is
-lost. Charged are only the cores that the run may use, never the whole socket.
+lost. Charged are only the cores that the run may use, by its affinity and the quota of its cgroups, never the whole
+socket.
 
 **Where the watts come from.** ``active_w_per_core`` is thermal design power divided by cores, the median of the data
 sheets below, rounded. They range from 3.5 to 13.1 W, which is the interval of a factor 2 in both directions that the
@@ -37,6 +38,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from perjoule.config import Config
+from perjoule.core.limits import cpu_quota
 from perjoule.measure.contract import Form, Meter, Sensor, Site, Unavailable
 from perjoule.measure.meters.sysfs import text
 
@@ -69,6 +71,7 @@ class CpuTimeConfig(Config):
             return (Unavailable("there is no process to meter"),)
         try:
             allowed = set().union(*map(os.sched_getaffinity, site.pids))
+            quota = cpu_quota(site.pids)
             processes = CpuClocks(site.pids)
         except (OSError, AttributeError) as error:
             known = isinstance(error, ProcessLookupError)
@@ -76,7 +79,7 @@ class CpuTimeConfig(Config):
         physical = physical_cores(allowed)
         given = (self.active_w_per_core != _ACTIVE_W_PER_CORE) + (self.idle_w_per_core != _IDLE_W_PER_CORE)
         source = (_PRIOR, f"partly given by the user, else {_PRIOR}", "watts given by the user")[given]
-        cores = physical if self.cores is None else self.cores
+        cores = physical * min(quota / len(allowed), 1.0) if self.cores is None else self.cores
         sensor = Sensor(
             domain="cpu",
             form=Form.COUNTER,
@@ -90,7 +93,8 @@ class CpuTimeConfig(Config):
             accuracy=(0.5, 2.0),
             modelled=True,
             idle_w=self.idle_w_per_core * cores,
-            limit_w=self.active_w_per_core * cores,
+            # A quota holds on average over its period: for a moment all cores may be busy.
+            limit_w=self.active_w_per_core * (physical if self.cores is None else self.cores),
         )
         dynamic_w = (self.active_w_per_core - self.idle_w_per_core) * physical / len(allowed)
         return (ModelledCpu(sensor, processes, dynamic_w),)
