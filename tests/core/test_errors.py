@@ -24,7 +24,14 @@ def test_unknown_component_is_a_mistake_in_the_configuration() -> None:
 
 @pytest.mark.parametrize(
     ("written", "meant"),
-    [("warmup_step", "warmup_steps"), ("LR", "lr"), ("tranformer", "transformer"), ("adamw", "AdamW")],
+    [
+        ("warmup_step", "warmup_steps"),
+        ("LR", "lr"),
+        ("tranformer", "transformer"),
+        ("adamw", "AdamW"),
+        ("warmup-steps", "warmup_steps"),
+        ("warmup", "warmup_steps"),
+    ],
 )
 def test_nearest_finds_the_name_that_was_meant(written: str, meant: str) -> None:
     assert nearest(written, ["AdamW", "lr", "transformer", "warmup_steps"]) == meant
@@ -33,6 +40,14 @@ def test_nearest_finds_the_name_that_was_meant(written: str, meant: str) -> None
 def test_nearest_is_none_when_nothing_is_alike() -> None:
     assert nearest("zzz", ["lr", "transformer"]) is None
     assert nearest("lr", []) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "accepted"),
+    [("fp32", ["fp16", "bf16"]), ("steps", ["batch_steps", "warmup_steps"]), ("a", ["b", "ab"])],
+)
+def test_a_name_that_might_be_several_or_none_is_not_suggested(written: str, accepted: list[str]) -> None:
+    assert nearest(written, accepted) is None
 
 
 def test_suggestion_names_the_nearest_and_all_accepted_in_order() -> None:

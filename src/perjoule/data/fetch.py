@@ -162,6 +162,8 @@ class _Transfer:
             return
         except urllib.error.URLError as error:
             raise _Interrupted(_reason(error.reason)) from error
+        except ValueError as error:  # a host or an address that no request can hold; trying again does not help
+            raise DataError(f"cannot download {self._url}: {_reason(error)}") from error
         except (OSError, http.client.HTTPException) as error:
             raise _Interrupted(_reason(error)) from error
         with closing(response):
@@ -195,6 +197,8 @@ class _Transfer:
         self.path.write_bytes(b"")
         write_json(self.state, {"url": self._url, "validator": self.validator})
         length = headers.get("Content-Length")
+        if length is not None and not length.strip().isdecimal():
+            raise DataError(f"cannot download {self._url}: the server says that it has {length!r} bytes")
         chunked = headers.get("Transfer-Encoding", "").lower() == "chunked"
         if length is None and not chunked and not self._checked:
             raise DataError(f"{self._url}: the server does not say how long the file is; give its sha256=…")

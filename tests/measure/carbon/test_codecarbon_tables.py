@@ -82,7 +82,7 @@ def test_a_place_has_the_number_of_codecarbons_file(location: str, g_per_kwh: fl
 @pytest.mark.usefixtures("package")
 @pytest.mark.parametrize("location", ["Germny", "ATA", "CAN-quebbec", "SWE-no1"])
 def test_a_place_without_a_factor_is_named(location: str) -> None:
-    with pytest.raises(ConfigError, match=f"'{location}' is not in CodeCarbon 9.9's tables"):
+    with pytest.raises(ConfigError, match=f"'{location}'.* is not in CodeCarbon 9.9's tables"):
         resolved(location)
 
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from perjoule.config import Config, resolve
 from perjoule.core.errors import ConfigError
 from perjoule.measure.carbon import CarbonConfig, Intensity
+from perjoule.measure.carbon.places import canonical, countries, country_name
 from perjoule.measure.carbon.table import look_up, read_table
 from perjoule.measure.contract import Unavailable
 
@@ -59,12 +60,64 @@ def test_a_given_intensity_overrides_the_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("location", "near"), [("Germany", "DEU (Germany)"), ("DEUU", "DEU (Germany)"), ("USA-califrnia", "USA-california")]
+    ("location", "near"),
+    [
+        ("Germny", "DEU (Germany)"),
+        ("USA-califrnia", "USA-california"),
+        ("us-New Yorc", "USA-new-york"),
+        ("California", "USA-california"),
+        ("England", "GBR (United Kingdom)"),
+        ("Korea", "KOR (South Korea)"),
+        ("Deutschlan", "DEU (Germany)"),
+    ],
 )
 def test_an_unknown_place_names_the_nearest(location: str, near: str) -> None:
     with pytest.raises(ConfigError, match="is not in the table: did you mean") as caught:
         look_up(location)
     assert near in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "code"),
+    [
+        ("CH", "CHE"),
+        ("uk", "GBR"),
+        ("EL", "GRC"),
+        ("IN", "IND"),
+        ("Germany", "DEU"),
+        ("Deutschland", "DEU"),
+        ("great britain", "GBR"),
+        ("United States of America", "USA"),
+        ("Viet Nam", "VNM"),
+        ("Österreich", "AUT"),
+        ("Turkiye", "TUR"),
+        ("us-california", "USA-california"),
+        ("ca-quebec", "CAN-quebec"),
+        (" fra ", "FRA"),
+    ],
+)
+def test_codes_of_two_letters_and_names_mean_the_country(written: str, code: str) -> None:
+    found = look_up(written)
+    assert found.location == code and resolved(location=written) == found
+    given = resolved(location=written, intensity_g_per_kwh=100)
+    assert given.location.lower() == code.lower()
+
+
+@pytest.mark.parametrize("location", ["EU", "XX", "QQQ", "DEUU", "RU", "RUS", "Russia", "North Korea", "GL", "Mars"])
+def test_a_place_that_is_not_there_is_never_taken_for_another(location: str) -> None:
+    with pytest.raises(ConfigError, match="is not in the table") as caught:
+        look_up(location)
+    assert "did you mean" not in str(caught.value)
+
+
+def test_every_country_has_its_two_codes_and_no_name_means_two_countries() -> None:
+    found = countries()
+    assert len(found) == len({alpha2 for alpha2, _ in found.values()}) == 249
+    assert {code for code in read_table() if "-" not in code} <= found.keys()
+    assert all(canonical(name) == code == canonical(alpha2) for code, (alpha2, name) in found.items())
+    assert country_name("CHE") == "Switzerland" and country_name("XXX") is None
+    with pytest.raises(ConfigError, match=r"'RU' \(RUS, Russia\) is not in the table"):
+        look_up("RU")
 
 
 def test_an_unknown_place_in_a_recipe_is_a_mistake_before_training() -> None:

@@ -1,7 +1,9 @@
 """The live source: what is sent, what is believed, and that nothing it does reaches the training."""
 
+import http.client
 import io
 import json
+import ssl
 import threading
 import time
 import urllib.error
@@ -91,9 +93,24 @@ def test_without_a_token_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> No
         (failing(http_error(500)), "Electricity Maps answered 500 for zone DE"),
         (failing(urllib.error.URLError("no route")), "could not be asked about zone DE: no route"),
         (failing(TimeoutError("timed out")), "could not be asked about zone DE: TimeoutError: timed out"),
-        (answering(b"<html>"), "could not be asked about zone DE: JSONDecodeError"),
-        (answering({"zone": "DE"}), "could not be asked about zone DE: KeyError"),
-        (answering([1]), "could not be asked about zone DE: TypeError"),
+        (failing(ssl.SSLCertVerificationError(1, "certificate has expired")), "SSLCertVerificationError"),
+        (failing(urllib.error.URLError(OSError(113, "No route to host"))), "OSError: No route to host"),
+        (failing(http.client.BadStatusLine("hello there")), "could not be asked about zone DE: BadStatusLine: hello"),
+        (failing(http.client.IncompleteRead(b"{", 500)), "could not be asked about zone DE: the answer was cut off"),
+        (failing(http.client.HTTPException("got more than 100 headers")), "got more than 100 headers"),
+        (failing(http.client.LineTooLong("header line")), "when reading header line"),
+        (failing(UnicodeError("label too long")), "UnicodeError: label too long"),
+        (answering(b"<html>"), "gave no intensity of zone DE: the answer is not JSON (6 B)"),
+        (answering(b""), "the answer is not JSON (0 B)"),
+        (answering(b"\xff\xfe{"), "the answer is not JSON (3 B)"),
+        (answering(b"[" * 60000), "the answer is not JSON"),
+        (answering({"zone": "DE"}), "gave no intensity of zone DE: the answer has no carbonIntensity"),
+        (answering({"error": "Zone parameter invalid"}), "it says 'Zone parameter invalid'"),
+        (answering([1]), "the answer is not a JSON object"),
+        (answering({"carbonIntensity": None}), "carbonIntensity is null, not a number"),
+        (answering({"carbonIntensity": True}), "carbonIntensity is true, not a number"),
+        (answering({"carbonIntensity": "302"}), 'carbonIntensity is "302", not a number'),
+        (answering(b'{"carbonIntensity": 1' + b"0" * 400 + b"}"), "says inf g/kWh for zone DE, which no grid has"),
         (answering({"carbonIntensity": -3}), "says -3 g/kWh for zone DE, which no grid has"),
         (answering({"carbonIntensity": float("nan")}), "says NaN g/kWh for zone DE, which no grid has"),
     ],
@@ -104,6 +121,40 @@ def test_what_goes_wrong_is_a_reason_and_no_error(
     found = fetch("DE", opener)
     assert isinstance(found, Unavailable)
     assert reason in found.reason and "secret" not in found.reason + found.remedy
+
+
+def test_an_answer_that_names_another_zone_says_so() -> None:
+    found = fetch("US-CAL-CISO", answering(ANSWER))
+    assert isinstance(found, Intensity)
+    assert (found.location, found.why) == ("US-CAL-CISO", "published without a range; the answer names zone DE")
+
+
+@pytest.mark.parametrize("token", ["sec\nret", "secret…", "sec\x01ret"])
+def test_a_token_that_no_header_can_hold_is_named_and_not_shown(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN, token)
+    found = fetch("DE", failing(AssertionError("asked")))
+    assert isinstance(found, Unavailable)
+    assert found.reason == "ELECTRICITYMAPS_TOKEN has characters that no token has"
+
+
+def test_an_error_in_the_thread_that_asks_is_its_own_reason(capfd: pytest.CaptureFixture[str]) -> None:
+    def broken(zone: str) -> Unavailable:
+        raise http.client.BadStatusLine("x")
+
+    begun_s = time.monotonic()
+    found = fetch_in_time("DE", broken, timeout_s=30)
+    assert isinstance(found, Unavailable) and found.reason.endswith("about zone DE: BadStatusLine: x")
+    assert time.monotonic() - begun_s < 10 and capfd.readouterr().err == ""
+
+
+def test_a_cut_off_answer_is_told_from_one_that_is_no_json() -> None:
+    class Cut(io.BytesIO):
+        length = 480
+
+    found = fetch("DE", lambda request, timeout_s: Cut(b'{"carbonIntensity":3'))
+    assert isinstance(found, Unavailable) and found.reason.endswith("zone DE: the answer was cut off")
+    found = fetch("DE", lambda request, timeout_s: Cut(b" " * 70000))
+    assert isinstance(found, Unavailable) and found.reason.endswith("zone DE: the answer is too long")
 
 
 def test_a_wrong_token_has_a_remedy() -> None:

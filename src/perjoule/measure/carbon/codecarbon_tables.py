@@ -16,7 +16,7 @@ from typing import Any
 
 from perjoule.core.errors import ConfigError, MissingExtra
 from perjoule.measure.carbon.intensity import Intensity
-from perjoule.measure.carbon.table import unknown_place
+from perjoule.measure.carbon.places import canonical, unknown_place
 
 LB_PER_MWH = 0.45359237
 """Grams per kilowatt hour in one pound per megawatt hour."""
@@ -41,7 +41,8 @@ def look_up(location: str) -> Intensity:
             "carbon.source=codecarbon needs CodeCarbon's tables: pip install 'perjoule[codecarbon]', or use "
             "carbon.source=table"
         )
-    country, _, region = location.partition("-")
+    place = canonical(location)
+    country, _, region = place.partition("-")
     read = _READERS.get(country.upper(), _read_country) if region else _read_country
     release = version("codecarbon")
     try:
@@ -50,12 +51,12 @@ def look_up(location: str) -> Intensity:
         raise ConfigError(
             f"CodeCarbon {release}'s tables cannot be read ({error!r}); use carbon.source=table"
         ) from error
-    found = next((place for key, place in places.items() if key.lower() == location.lower()), None)
+    found = next((entry for key, entry in places.items() if key.lower() == place.lower()), None)
     if found is None:
         names = {key: name for key, (name, *_) in places.items()}
         raise ConfigError(unknown_place(location, names, f"in CodeCarbon {release}'s tables"))
     name, g_per_kwh, year, kind = found
-    return Intensity(g_per_kwh, None, None, location, year, f"CodeCarbon {release} ({name})", kind, _NO_RANGE)
+    return Intensity(g_per_kwh, None, None, place, year, f"CodeCarbon {release} ({name})", kind, _NO_RANGE)
 
 
 Place = tuple[str, float, int | None, str]

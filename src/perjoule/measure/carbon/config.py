@@ -11,6 +11,7 @@ from perjoule.config import Config
 from perjoule.core.errors import ConfigError
 from perjoule.measure.carbon import table
 from perjoule.measure.carbon.intensity import Intensity
+from perjoule.measure.carbon.places import canonical
 from perjoule.measure.contract import Unavailable
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ class CarbonConfig(Config):
     """How energy becomes carbon, water and money."""
 
     location: str | None = None
-    """ISO 3166 code of three letters, ``DEU``, or with a region: ``USA-california``, ``CAN-quebec``. It is never looked
-    up from the network address; None: carbon is not computed."""
+    """ISO 3166 code or name of a country (``DEU``, ``DE``, ``Germany``), or a code with a region (``USA-california``,
+    ``CAN-quebec``). It is never looked up from the network address; None: carbon is not computed."""
     intensity_g_per_kwh: float | None = Field(default=None, ge=0)
     """Grams of CO2 equivalent per kWh, of a contract or a grid that you know better; it overrides the source."""
     source: Literal["table", "codecarbon", "electricity_maps"] = "table"
@@ -46,7 +47,7 @@ class CarbonConfig(Config):
     def _is_a_place(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
             raise ValueError("must be a place such as DEU or USA-california, or null")
-        return value
+        return None if value is None else canonical(value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -11,8 +11,9 @@ import csv
 from functools import cache
 from importlib.resources import files
 
-from perjoule.core.errors import ConfigError, nearest
+from perjoule.core.errors import ConfigError
 from perjoule.measure.carbon.intensity import Intensity
+from perjoule.measure.carbon.places import canonical, unknown_place
 
 _SOURCES = {
     "owid": "Our World in Data after Ember (CC BY 4.0)",
@@ -52,24 +53,14 @@ def look_up(location: str) -> Intensity:
     """Return the intensity of a place in the table.
 
     Args:
-        location: ISO 3166 code of three letters, or country and region: ``DEU``, ``USA-california``; in any case.
+        location: ISO 3166 code or name of a country, or its code and a region: ``DEU``, ``DE``, ``Germany``,
+            ``USA-california``; in any case.
 
     Raises:
         ConfigError: naming the nearest place of the table.
     """
-    table = read_table()
-    found = next((entry for key, (_, entry) in table.items() if key.lower() == location.lower()), None)
+    table, place = read_table(), canonical(location).lower()
+    found = next((entry for key, (_, entry) in table.items() if key.lower() == place), None)
     if found is None:
         raise ConfigError(unknown_place(location, {key: name for key, (name, _) in table.items()}, "in the table"))
     return found
-
-
-def unknown_place(location: str, names: dict[str, str], where: str) -> str:
-    """Return the message for a place that is not among ``names`` (code to name): the nearest and what is accepted."""
-    codes = {**{code: code for code in names}, **{name: code for code, name in names.items()}}
-    close = nearest(location, codes)
-    hint = f"did you mean {codes[close]} ({names[codes[close]]})? " if close else ""
-    return (
-        f"{location!r} is not {where}: {hint}Accepted: an ISO 3166 code such as DEU or a region such as "
-        f"USA-california, {len(names)} in all; for any other place give carbon.intensity_g_per_kwh"
-    )
