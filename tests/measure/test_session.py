@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import perjoule
 from perjoule.core.errors import ConfigError, RunFolderError
@@ -20,7 +22,7 @@ from perjoule.measure.carbon import CarbonConfig
 from perjoule.measure.config import EnergyConfig
 from perjoule.measure.contract import Unavailable
 from perjoule.measure.ledger import Total
-from perjoule.measure.sampler import SamplerState
+from perjoule.measure.sampler import Sampler, SamplerState
 from perjoule.measure.session import Measurement, devices_in_use
 from perjoule.runs.folder import RunFolder, is_live, read_manifest
 from perjoule.runs.journal import JournalWriter, read_journal
@@ -161,13 +163,61 @@ def test_steps_do_not_overlap(tmp_path: Path) -> None:
     assert load_run(one.run).steps.step.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize(("loss", "kept"), [(None, math.nan), (math.nan, math.nan), (math.inf, math.nan), ("2.5", 2.5)])
-def test_a_loss_that_is_not_finite_is_not_known(tmp_path: Path, loss: Any, kept: float) -> None:
+@pytest.mark.parametrize(
+    ("loss", "kept"),
+    [
+        (None, math.nan),
+        (math.nan, math.inf),
+        (-math.inf, math.inf),
+        ("2.5", 2.5),
+        (torch.ones((), requires_grad=True), 1),
+    ],
+)
+def test_a_loss_that_is_not_logged_is_told_from_one_that_is_not_finite(tmp_path: Path, loss: Any, kept: float) -> None:
     with measured(tmp_path / "run") as one, one.step(tokens=10, useful=7, loss=loss):
         pass
     steps = load_run(one.run).steps
     assert steps.loss.tolist() == pytest.approx([kept], nan_ok=True)
     assert (steps.tokens.tolist(), steps.useful.tolist()) == ([10], [7])
+
+
+def test_a_loop_within_a_generator_that_is_closed_is_stopped(tmp_path: Path) -> None:
+    def losses() -> Iterator[float]:
+        with measured(tmp_path / "run") as one:
+            for loss in (3.0, 2.0, 1.0):
+                with one.step(loss=loss):
+                    pass
+                yield loss
+
+    for loss in (loops := losses()):
+        if loss < 3:
+            loops.close()
+    found = load_run(tmp_path / "run")
+    assert (found.status, found.steps.loss.tolist()) == ("stopped", [3, 2]) and "generator" in found.reason
+
+
+@pytest.mark.parametrize(("code", "status"), [(None, "finished"), (0, "finished"), (2, "failed"), ("why", "failed")])
+def test_a_program_that_ends_itself_within_the_block_failed_only_if_its_exit_code_says_so(
+    tmp_path: Path, code: int | str | None, status: str
+) -> None:
+    with pytest.raises(SystemExit), measured(tmp_path / "run"):
+        sys.exit(code)
+    found = load_run(tmp_path / "run")
+    assert found.status == status and (status == "finished" or str(code) in found.reason)
+
+
+def test_an_interrupt_while_the_first_readings_are_awaited_ends_the_metering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    stopped: list[bool] = []
+    monkeypatch.setattr(Sampler, "ready", interrupt)
+    monkeypatch.setattr(Sampler, "stop", lambda *_: stopped.append(True))
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path / "run").__enter__()
+    assert stopped and load_run(tmp_path / "run").status == "stopped"
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,15 @@ def test_what_was_not_measured_is_unavailable_with_the_reason(tmp_path: Path) ->
     assert reason(first.energy_j) == "no meter in this run"
     assert reason(first.loss_first) == "not finite at step 1"
     assert reason(first.perplexity) == "the data has no vocabulary"
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        if line["kind"] == "step" and line["step"] != 2:
+            del line["loss"]
+    (run.path / "metrics.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines), encoding="utf-8")
+    logged = summarize(load_run(run.path), NO_ENERGY)
+    assert reason(logged.loss_first) == reason(logged.loss_last) == "not finite at step 2", (
+        "the only one that was logged"
+    )
     second = summary_of(tmp_path / "b")
     assert reason(second.loss_validation) == "no evaluation on the validation split"
     assert reason(second.checkpoint_blocked_s) == "no checkpoint in this run"

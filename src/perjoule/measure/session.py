@@ -135,10 +135,17 @@ class Measurement:
         self._recorder = Recorder(self._journal, self._fence or (lambda: None), policy)
         self._step_edges = self._recorder.phase(STEP)
         path, site = folder.sample_path(self.run, segment, node), Site((os.getpid(),), devices)
-        self._sampler = Sampler.start(path, self._energy, site, node, {"segment": segment})
-        if poller := self._carbon.follow(self.run, intensity):
-            self._stop_poller = poller.stop
-        self.metered = self._sampler.ready(READY_WITHIN_S)
+        self._sampler, self._begun_s = (
+            Sampler.start(path, self._energy, site, node, {"segment": segment}),
+            time.monotonic(),
+        )
+        try:
+            if poller := self._carbon.follow(self.run, intensity):
+                self._stop_poller = poller.stop
+            self.metered = self._sampler.ready(READY_WITHIN_S)
+        except BaseException as error:  # Ctrl-C while it waits: a block that is not entered has no end
+            self.__exit__(type(error), error, None)
+            raise
         self._begun_s = time.monotonic()
         self._mark_edge()
         return self
@@ -147,23 +154,39 @@ class Measurement:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Take a last reading and complete the run folder; an error of the block is written down and goes on."""
-        status, reason = folder.FINISHED, "the measured block ended"
-        if error is not None:
-            status = folder.STOPPED if isinstance(error, KeyboardInterrupt) else folder.FAILED
-            reason = f"{type(error).__name__}: {error}"
-        seconds = time.monotonic() - self._begun_s
         with contextlib.suppress(*([PerjouleError] if error is not None else [])):  # the block's own error matters more
-            self._mark_edge()
-            self._end(status, reason, seconds)
+            self.end(*describe_end(error))
 
-    def _end(self, status: str, reason: str, seconds: float) -> None:
-        try:
-            self._stop_poller()
-            self._sampler.stop()
-            self._recorder.close()
-            self._folder.end(status, reason, last_step=self._num_steps, seconds=seconds)
-        finally:
-            self._folder.close()
+    def end(self, status: str, reason: str) -> None:
+        """Take a last reading and complete the run folder, where there is no ``with`` block to do it.
+
+        Args:
+            status: ``finished``, ``stopped`` or ``failed``.
+            reason: why, in words.
+
+        Raises:
+            RunFolderError: if the folder cannot be written; the meters are no longer read all the same.
+        """
+        seconds = time.monotonic() - self._begun_s
+        with contextlib.ExitStack() as last:  # each is done even if one before it fails
+            last.callback(self._folder.close)
+            last.callback(self._folder.end, status, reason, last_step=self._num_steps, seconds=seconds)
+            last.callback(self._recorder.close)
+            last.callback(self._sampler.stop)
+            last.callback(self._stop_poller)
+            self._mark_edge()
+
+    def again(self, run: Path) -> Measurement:
+        """Return a measurement of the same kind that has not begun, into another folder."""
+        return Measurement(
+            run,
+            energy=self._energy,
+            carbon=self._carbon,
+            devices=self._devices,
+            fence=self._fence,
+            warmup_steps=self._warmup_steps,
+            facts=self._facts,
+        )
 
     def step(
         self, *, samples: int = 0, tokens: int = 0, useful: int | None = None, loss: Any = None, lr: float | None = None
@@ -282,9 +305,11 @@ class Step:
         self.end(self, error is None)
 
     def as_line(self, segment: int, number: int) -> str:
-        """Return the step's line of the metrics, with null for what is not known or not finite."""
-        line = {"kind": "step", "segment": segment, "step": number, "loss": _finite(self.loss), "grad_norm": None}
-        line |= {"lr": _finite(self.lr), "samples": int(self.samples), "tokens": int(self.tokens)}
+        """Return the step's line of the metrics: a loss that is not known is left out, one that is not finite null."""
+        line: dict[str, Any] = {"kind": "step", "segment": segment, "step": number}
+        if self.loss is not None:
+            line["loss"] = _finite(self.loss)
+        line |= {"grad_norm": None, "lr": _finite(self.lr), "samples": int(self.samples), "tokens": int(self.tokens)}
         line |= {"useful": int(self.tokens if self.useful is None else self.useful), "memory_bytes": None}
         return json.dumps(line, allow_nan=False)
 
@@ -331,8 +356,23 @@ def devices_in_use() -> tuple[str, ...]:
     return tuple(word.strip() for word in (visible or "").split(",") if word.strip())
 
 
+def describe_end(error: BaseException | None) -> tuple[str, str]:
+    """Return the status and the reason of a run whose block was left by ``error``, or by nothing."""
+    if error is None:
+        return folder.FINISHED, "the measured block ended"
+    if isinstance(error, GeneratorExit):
+        return folder.STOPPED, "the generator around the measured block was closed"
+    if isinstance(error, SystemExit):
+        if error.code in (None, 0):
+            return folder.FINISHED, "the program ended itself within the measured block"
+        return folder.FAILED, f"the program ended itself within the measured block: exit code {error.code}"
+    status = folder.STOPPED if isinstance(error, KeyboardInterrupt) else folder.FAILED
+    return status, f"{type(error).__name__}: {error}"
+
+
 def _finite(value: Any) -> float | None:
-    number = None if value is None else float(value)
+    # A tensor that is part of a graph warns when it is made a number.
+    number = None if value is None else float(value.detach() if hasattr(value, "detach") else value)
     return number if number is not None and math.isfinite(number) else None
 
 

@@ -85,7 +85,7 @@ def _loss(
     if validation:
         lines += [replace(line, style="dots") for line in validation]
         legend.append(("c1", "validation"))
-    num_bad = int((~np.isfinite(kept.loss)).sum())
+    num_bad = int(np.isinf(kept.loss).sum())
     smoothed = "faint: every step; solid: mean over the last 8 % of the steps" if len(lines) > len(legend) else ""
     bad = f"{num_bad:,} losses were not finite" if num_bad else ""
     top, above = _top(lines)

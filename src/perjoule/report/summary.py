@@ -284,10 +284,13 @@ def _ignored(run: Run) -> Figure:
 
 
 def _loss(run: Run, row: int) -> Figure:
-    """Return the training loss of the first (0) or last (-1) step."""
+    """Return the training loss of the first (0) or last (-1) step for which it was logged."""
     kept = run.steps.kept
     if not len(kept):
         return Unavailable("no step was completed")
+    kept = kept.where(~np.isnan(kept.loss))
+    if not len(kept):
+        return Unavailable("not logged by this run's loop")
     loss, step = float(kept.loss[row]), int(kept.step[row])
     return (
         Quantity(loss, "nats", f"at step {step}", 1)

@@ -24,8 +24,10 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 _LINES = 4096
 _INTEGERS = ("segment", "step", "samples", "tokens", "useful")
-_REALS = ("loss", "grad_norm", "lr", "memory_bytes")
-"""These may be null: a loss that was not finite, a device that does not count its memory. They are NaN in a column."""
+_REALS = ("grad_norm", "lr", "memory_bytes")
+"""These may be null: a device that does not count its memory, say. They are NaN in a column."""
+_LOSS = "loss"
+"""Left out where it was not logged, which is NaN in the column; null where it was not finite, which is infinity."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class StepTable:
     Args:
         segment: number of the segment.
         step: number of the optimizer step, from 1.
-        loss: training loss of the step over all ranks; NaN if it was not finite.
+        loss: training loss of the step over all ranks; infinity if it was not finite, NaN if it was not logged.
         grad_norm: norm of the gradient before clipping; NaN if it was not finite or not computed.
         lr: learning rate.
         samples: samples of the step over all ranks.
@@ -133,7 +135,7 @@ class _Reading:
     """The columns and the rare lines while they grow."""
 
     def __init__(self) -> None:
-        codes = dict.fromkeys(_INTEGERS, "q") | dict.fromkeys(_REALS, "d")
+        codes = dict.fromkeys(_INTEGERS, "q") | dict.fromkeys((_LOSS, *_REALS), "d")
         self.columns: dict[str, array[Any]] = {name: array(code) for name, code in codes.items()}
         self.rare: list[Evaluation | Checkpoint | Note] = []
 
@@ -149,6 +151,8 @@ class _Reading:
         for name in _REALS:
             values = [line.get(name) for line in steps]
             new[name] = array("d", [math.nan if value is None else value for value in values])
+        losses = [line.get(_LOSS, math.nan) for line in steps]
+        new[_LOSS] = array("d", [math.inf if loss is None else loss for loss in losses])
         for name, column in new.items():
             self.columns[name].extend(column)
         self.rare += rare
