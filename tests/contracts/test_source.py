@@ -90,7 +90,7 @@ def test_import_leaves_torch_alone(module: str) -> None:
 
 
 def test_no_module_of_the_rooms_without_torch_imports_it() -> None:
-    rooms = ("cli.py", "core", "config", "runs", "measure", "report")
+    rooms = ("cli", "core", "config", "runs", "measure", "report")
     done = _run(f"import sys, {', '.join(_modules(*rooms))}\nprint('torch' in sys.modules)")
     assert done.stdout == "False\n", done.stderr
 

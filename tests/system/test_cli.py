@@ -1,8 +1,11 @@
 """The command line: verbs, shelves, exit codes, and what it does not import."""
 
+import argparse
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,8 @@ import pytest
 from tests.system.tiny import Tiny, losses, run_of, write_corpus
 
 import perjoule
-from perjoule.cli import SHELVES, main
+from perjoule.cli import main, verbs
+from perjoule.cli.verbs import SHELVES
 from perjoule.config import yaml
 from perjoule.runs.folder import CONFIG, read_manifest
 
@@ -67,13 +71,97 @@ def test_python_m_perjoule_is_the_command(trained: Path) -> None:
     assert refused.stderr.count("\n") == 1
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
-    """As ``perjoule ls models | head -0`` does."""
+@pytest.mark.parametrize(("verb", "full", "code"), [("ls", False, 141), ("report", False, 141), ("ls", True, 1)])
+def test_output_that_nobody_can_read_has_an_exit_code_and_leaves_the_files(
+    verb: str, full: bool, code: int, trained: Path
+) -> None:
+    page = trained / "report.html"
+    page.unlink(missing_ok=True)
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([sys.executable, "-m", "perjoule", "ls", "models"], stdout=writing, stderr=subprocess.PIPE)
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (0, b"")
+    words = ["ls", "models"] if verb == "ls" else ["report", str(trained)]
+    with os.fdopen(writing, "w") as gone, Path("/dev/full").open("w", encoding="utf-8") as disk:
+        command = [sys.executable, "-m", "perjoule", *words]
+        done = subprocess.run(command, stdout=disk if full else gone, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == code
+    said = "perjoule: standard output: No space left on device; what was printed there is incomplete\n"
+    assert done.stderr == (said if full else "")
+    assert page.is_file() == (verb == "report")
+
+
+def test_training_goes_on_without_its_terminal(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["train", *tiny.arguments("name=unseen")]) == 0
+        monkeypatch.undo()
+    assert read_manifest(tiny.runs / "unseen")["status"] == "finished"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("as_what", [None, ImportError, SystemExit], ids=str)
+def test_a_signal_ends_any_verb_with_its_code(
+    number: signal.Signals,
+    as_what: type[BaseException] | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    put_away = []
+
+    def verb(options: argparse.Namespace) -> int:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as stopped:
+            if as_what is not None:  # as libraries do that were interrupted while they were imported
+                raise as_what(0) from stopped
+            raise
+        finally:
+            put_away.append(number)
+        return 0
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(verbs, "ls", verb)
+    assert main(["ls", "models"]) == 128 + number
+    assert put_away == [number]
+    assert signal.getsignal(number) is before
+    assert capsys.readouterr().err == f"perjoule: stopped by {number.name}\n"
+
+
+def test_a_signal_that_a_library_swallowed_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def verb(options: argparse.Namespace) -> int:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr(verbs, "ls", verb)
+    assert main(["ls", "models"]) == 143
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (PermissionError(13, "Permission denied", "x.yaml"), 1, "x.yaml: Permission denied"),
+        (MemoryError(), 1, "out of memory"),
+        (KeyError("data"), 70, "a fault of perjoule's, please report it: KeyError: 'data' ("),
+    ],
+    ids=["system", "memory", "ours"],
+)
+def test_an_error_that_nobody_foresaw_is_one_line(
+    error: Exception,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def verb(options: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr(verbs, "ls", verb)
+    assert main(["ls", "models"]) == code
+    said = capsys.readouterr().err
+    assert said.startswith(f"perjoule: {line}")
+    assert said.count("\n") == 1
+    with pytest.raises(type(error)):
+        main(["ls", "models", "--debug"])
 
 
 @pytest.mark.parametrize("shelf", ["models", "data", "measure", "estimate"])

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from perjoule.config import Config
+from perjoule.core.cache import expand_home
 from perjoule.core.errors import DataError
 from perjoule.core.units import byte_size
 from perjoule.data import formats
@@ -205,7 +206,7 @@ class _Download:
 
     def _from_here(self, source: str) -> dict[str, Any]:
         """Link or copy files, and write those that are documents themselves as rows."""
-        root = Path(source).expanduser()
+        root = expand_home(Path(source))
         if root.is_file():
             return {"files": [self._linked(root, root.name, source)]}
         if not root.is_dir():

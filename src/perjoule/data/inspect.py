@@ -21,6 +21,7 @@ import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
 from perjoule.config import Config
+from perjoule.core.cache import expand_home
 from perjoule.core.units import byte_size, si
 from perjoule.data.duplicates import content_hash, mark_copies
 from perjoule.data.formats import DEFAULT_LIMITS, Limits
@@ -180,7 +181,7 @@ def inspect_source(path: Path, config: InspectConfig) -> Inspection:
         MissingExtra: for parquet files without pyarrow.
     """
     source = files_source(path, config.column, config.limits)
-    tokenizer = None if config.tokenizer is None else TextTokenizer.load(config.tokenizer.expanduser())
+    tokenizer = None if config.tokenizer is None else TextTokenizer.load(expand_home(config.tokenizer))
     names = [name for name in SPLITS if name in source.splits] or [ALL]
     reading = {name: _Reading(config, tokenizer) for name in names}
     skipped: Counter[str] = Counter()

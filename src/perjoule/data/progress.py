@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
+from perjoule.core.streams import drawing
 from perjoule.core.units import byte_size, duration, si
 from perjoule.data.engine import Amount
 
@@ -42,7 +43,7 @@ class Progress:
 
     def __exit__(self, *exception: object) -> None:
         if self._terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print("\r\x1b[K", end="", file=drawing(sys.stderr), flush=True)
         if self._done.documents:
             seconds = max(self._clock() - self._begun_s, 1e-9)
             self._say(f"{self._done.documents:,} documents in {duration(seconds)}: {self._speed(seconds)}")
@@ -56,7 +57,7 @@ class Progress:
         self._shown_s = now_s
         line = self.line(now_s - self._begun_s)
         if self._terminal:
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{line}", end="", file=drawing(sys.stderr), flush=True)
         else:
             self._say(line)
 

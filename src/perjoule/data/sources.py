@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perjoule.core.cache import expand_home
 from perjoule.core.errors import DataError, nearest
 from perjoule.data import formats
 from perjoule.data.formats import DEFAULT_LIMITS, Kind, Limits, is_compressed, kind_of, reading, uncompressed_name
@@ -257,7 +258,7 @@ def files_source(path: Path, column: str, limits: Limits = DEFAULT_LIMITS) -> So
     Raises:
         DataError: if there is nothing at ``path`` that can be read, or it is split in part only.
     """
-    path = path.expanduser()
+    path = expand_home(path)
     facts = {"path": str(path.absolute())}
     if path.is_dir():
         files = walk(path, lambda name: kind_of(name) is not None, frozenset())

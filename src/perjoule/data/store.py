@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from perjoule.core.cache import expand_home
 from perjoule.core.errors import DataError
 from perjoule.core.units import byte_size
 from perjoule.data import manifest as store_files
@@ -71,7 +72,7 @@ def open_store(path: Path) -> Store:
     Raises:
         DataError: if there is none, it is unfinished, damaged, or of another format.
     """
-    path = path.expanduser()
+    path = expand_home(path)
     if not (path / MANIFEST).is_file():
         unfinished = (path / UNFINISHED).is_dir()
         what = "is unfinished, perjoule data tokenize goes on with it" if unfinished else f"has no {MANIFEST}"

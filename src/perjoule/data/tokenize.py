@@ -23,6 +23,7 @@ import numpy as np
 import tokenizers
 from pydantic import Field, PositiveInt
 
+from perjoule.core.cache import expand_home
 from perjoule.core.errors import ConfigError, DataError, RunFolderError
 from perjoule.core.units import byte_size
 from perjoule.data import manifest as store_files
@@ -119,9 +120,9 @@ def tokenize_files(path: Path, out: Path, config: TokenizeConfig, say: Callable[
     """
     if config.tokenizer is None:
         raise ConfigError("tokenize needs tokenizer=FILE.json (perjoule data tokenizer makes one)")
-    tokenizer = TextTokenizer.load(config.tokenizer.expanduser())
+    tokenizer = TextTokenizer.load(expand_home(config.tokenizer))
     try:
-        done = tokenize(files_source(path, config.column, config.limits), tokenizer, out.expanduser(), config, say)
+        done = tokenize(files_source(path, config.column, config.limits), tokenizer, expand_home(out), config, say)
     except CannotWrite as error:
         raise CannotWrite(f"{error}; {KEPT}") from error
     for line in done.lines():

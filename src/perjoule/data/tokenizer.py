@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from perjoule.config import Config
+from perjoule.core.cache import expand_home
 from perjoule.core.errors import DataError, nearest
 
 BOS, PAD = "<|bos|>", "<|pad|>"
@@ -175,7 +176,7 @@ class TokenizerConfig(Config):
         """
         if self.file is None:
             return f"byte-level BPE, vocab_size {self.vocab_size}"
-        return f"file {TextTokenizer.load(self.file.expanduser()).content_hash}"
+        return f"file {TextTokenizer.load(expand_home(self.file)).content_hash}"
 
     def build(self, texts: Iterable[str]) -> TextTokenizer:
         """Load the file, or train on ``texts`` (which are read only in that case).
@@ -184,6 +185,6 @@ class TokenizerConfig(Config):
             DataError: if the file cannot be used.
         """
         if self.file is not None:
-            return TextTokenizer.load(self.file.expanduser())
+            return TextTokenizer.load(expand_home(self.file))
         inner = byte_level_bpe(texts, self.vocab_size, (BOS, PAD))
         return TextTokenizer.wrap(inner, "the trained tokenizer")

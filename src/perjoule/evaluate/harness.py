@@ -25,6 +25,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from perjoule.config import Config
+from perjoule.core.cache import expand_home
 from perjoule.core.errors import ConfigError, MissingExtra
 from perjoule.evaluate.contract import Findings
 from perjoule.evaluate.decoding import DecodingConfig
@@ -97,7 +98,7 @@ def harness(trained: Trained, config: HarnessConfig, say: Callable[[str], None])
         model = HarnessModel(
             trained, config.batch_size, config.max_length, config.score_bos, config.seed, config.thinking, aloud
         )
-        found = load_tasks(config.tasks, [folder.expanduser() for folder in config.include_path])
+        found = load_tasks(config.tasks, [expand_home(folder) for folder in config.include_path])
         for name, task in found.tasks.items():
             _prepare(name, task, config, aloud)
         results = _ask(model, found, config)

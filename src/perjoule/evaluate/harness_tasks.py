@@ -19,6 +19,7 @@ import huggingface_hub
 import lm_eval  # type: ignore[import-untyped]
 from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
 
+from perjoule.core.cache import expand_home
 from perjoule.core.errors import ConfigError, DataError, nearest
 
 SUFFIXES = (".yaml", ".yml")
@@ -69,7 +70,7 @@ def load_tasks(wanted: Sequence[str], include: Sequence[Path]) -> Tasks:
             raise ConfigError(f"harness.include_path {folder} is no folder")
     included = TaskManager(include_path=[folder.resolve() for folder in include], include_defaults=False)
     for name in wanted:
-        path = Path(name).expanduser()
+        path = expand_home(Path(name))
         if path.is_dir() and any(path.rglob("*.yaml")):
             _load_folder(path, found)
         elif path.suffix in SUFFIXES and path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ def build(runs: Sequence[Path], output: Path | None = None, console: Console | N
         raise ConfigError(f"the report's output {output} must end in .html")
     from rich.console import Console
 
+    from perjoule.core.streams import drawing
     from perjoule.measure.book import build_ledger
     from perjoule.report import markdown, page, terminal
     from perjoule.report.emissions import write_emissions
@@ -43,7 +45,7 @@ def build(runs: Sequence[Path], output: Path | None = None, console: Console | N
     from perjoule.runs.folder import REPORT_HTML, REPORT_MARKDOWN
     from perjoule.runs.tables import load_run
 
-    console = console or Console()
+    console = console or Console(file=drawing(sys.stdout))
     loaded = [load_run(path) for path in runs]
     ledgers = [build_ledger(run) for run in loaded]
     summaries = [summarize(run, ledger) for run, ledger in zip(loaded, ledgers, strict=True)]

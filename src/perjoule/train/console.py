@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from perjoule.core.printable import printable
+from perjoule.core.streams import Output, drawing
 from perjoule.core.units import si
 from perjoule.train.job import StepRecord
 
@@ -31,7 +33,8 @@ class Console:
 
     def __init__(self, silent: bool = False, stream: TextIO | None = None) -> None:
         self._silent = silent
-        self._stream = stream or sys.stdout
+        out = stream or sys.stdout
+        self._stream = out if isinstance(out, Output) else Output(out)  # training goes on without its terminal
         self._log: TextIO | None = None
         self._bar: Bar | None = None
         self._task: TaskID | None = None
@@ -50,7 +53,7 @@ class Console:
         if self._silent:
             return
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self._stream, flush=True)
 
@@ -63,7 +66,7 @@ class Console:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
         columns = SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}")
-        self._bar = Progress(*columns, console=Screen(file=self._stream), transient=True, expand=False)
+        self._bar = Progress(*columns, console=Screen(file=drawing(self._stream)), transient=True, expand=False)
         self._task = self._bar.add_task("first step …", total=1.0)
         self._bar.start()
 

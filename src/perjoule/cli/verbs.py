@@ -1,0 +1,239 @@
+"""One short function per verb: it parses what argparse cannot, calls, prints, and returns an exit code.
+
+Nothing heavy is imported before a verb is known: ``--help``, ``ls`` and ``report`` never import torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from perjoule.core.errors import ConfigError, DataError, suggestion
+
+SHELVES = ("models", "data", "measure", "estimate", "recipes", "runs")
+DATA_STEPS = {
+    "download": ("download", "download", "DownloadConfig"),
+    "split": ("splitting", "split", "SplitConfig"),
+    "tokenizer": ("train_tokenizer", "train_tokenizer", "TrainTokenizerConfig"),
+    "tokenize": ("tokenize", "tokenize_files", "TokenizeConfig"),
+    "inspect": ("inspect", "inspect", "InspectConfig"),
+}
+"""The steps of the data pipeline: module, function and configuration of each."""
+
+
+def only_prints(options: argparse.Namespace) -> bool:
+    """Tell whether what a verb prints is all that it does, so that it may end when nobody reads."""
+    match options.verb:
+        case _ if options.verb in {ls, doctor, estimate}:
+            return True
+        case _ if options.verb is train:
+            return bool(options.dry_run)
+        case _ if options.verb is data:
+            return bool(options.step == "inspect")
+        case _:
+            return options.verb is generate and options.output is None
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train, or only check the recipe."""
+    recipe, overrides = _split_recipe(options.recipe, options.overrides)
+    _set_wait_policy()
+    from perjoule.config import resolve
+    from perjoule.runs.folder import CONFIG
+    from perjoule.train.config import TrainConfig
+
+    source = recipe if recipe is not None or options.resume is None else options.resume / CONFIG
+    if options.resume is not None:
+        from perjoule.runs.folder import read_manifest
+
+        read_manifest(options.resume)
+    resolved = resolve.load(TrainConfig, source, overrides)
+    if options.dry_run:
+        for key, entry in resolved.as_json().items():
+            print(f"{key:<32} {entry['value']!s:<24} {entry['source']}")
+        return 0
+    from perjoule.train.run import train
+
+    result = train(resolved, recipe=recipe.stem if recipe is not None else "run", resume=options.resume)
+    if result.run is not None:
+        print(f"what it cost: perjoule report {result.run}")
+        if result.signal is not None:
+            print(f"to continue:  perjoule train --resume {result.run}")
+    return 0 if result.signal is None else 128 + result.signal
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Evaluate a trained model; results go into its run folder."""
+    _set_wait_policy()
+    from perjoule.config import resolve
+    from perjoule.evaluate.run import EvaluationConfig, evaluate
+
+    what = [word for word in options.overrides if "=" not in word]
+    settings = [word for word in options.overrides if "=" in word]
+    config = resolve.load(EvaluationConfig, None, settings).config
+    for line in evaluate(options.run, what, config):
+        print(line, flush=True)
+    return 0
+
+
+def generate(options: argparse.Namespace) -> int:
+    """Let a trained model go on with prompts."""
+    _set_wait_policy()
+    from perjoule.config import resolve
+    from perjoule.evaluate.write import WriteConfig, write
+
+    config = resolve.load(WriteConfig, None, options.overrides).config
+    for text in write(options.run, config, options.prompt or (), options.prompts, options.output):
+        print(text, end="", flush=True)
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write a Hugging Face model folder."""
+    from perjoule.config import resolve
+    from perjoule.export import ExportConfig, export
+
+    config = resolve.load(ExportConfig, None, options.overrides).config
+    for path in export(options.run, options.folder, config):
+        print(path)
+    return 0
+
+
+def data(options: argparse.Namespace) -> int:
+    """Run one step of the data pipeline."""
+    from importlib import import_module
+
+    from perjoule.config import resolve
+
+    module, step, section = DATA_STEPS[options.step]
+    places = [getattr(options, f"place{number}") for number in range(options.num_places)]
+    code = import_module(f"perjoule.data.{module}")
+    config = resolve.load(getattr(code, section), None, options.overrides).config
+    if options.step == "inspect":
+        found = code.inspect(*places, config, (lambda line: None) if options.json else print)
+        if options.json:
+            print(json.dumps(found.as_json()))
+        return 0
+    getattr(code, step)(*places, config, print)
+    return 0
+
+
+def estimate(options: argparse.Namespace) -> int:
+    """Estimate a recipe or the rest of a run, or score the estimators."""
+    if options.score is not None:
+        from perjoule.estimate.score import score, score_unseen
+
+        if bool(options.score) == bool(options.fit) or bool(options.fit) != bool(options.test):
+            raise ConfigError("--score needs measured runs: --score FILE…, or --score --fit FILE… --test FILE…")
+        scores = score_unseen(options.fit, options.test, print) if options.fit else score(options.score, print)
+        if options.figure is not None:
+            from perjoule.report.estimators import score_figure
+            from perjoule.runs.files import write_atomically
+
+            if not (figure := score_figure(scores)):
+                raise DataError(f"{options.figure} was not drawn: no energy was estimated, only what the table shows")
+            write_atomically(options.figure, figure)
+        return 0
+    if options.fit or options.test or options.figure:
+        raise ConfigError("--fit, --test and --figure need --score")
+    _set_wait_policy()
+    from perjoule import load
+    from perjoule.estimate.own.calibration import Trainer
+    from perjoule.estimate.own.verb import Request, estimate_verb
+
+    def train(config: Any, *, recipe: str) -> Any:
+        from perjoule.train.console import Console
+        from perjoule.train.run import train
+
+        return train(config, recipe=recipe, console=Console(silent=True))
+
+    target, overrides = _split_recipe(options.target, options.overrides)
+    request = Request(target, overrides, options.calibrate, options.budget, options.device, options.alternatives)
+    for line in estimate_verb(request, Trainer(load, train)):
+        print(line, flush=True)
+    return 0
+
+
+def _split_recipe(recipe: str | None, overrides: list[str]) -> tuple[Path | None, list[str]]:
+    """Tell a recipe from a first override, which has an equals sign and is no file."""
+    if recipe is None:
+        return None, overrides
+    if "=" in recipe and not Path(recipe).exists():
+        return None, [recipe, *overrides]
+    return Path(recipe), overrides
+
+
+def _set_wait_policy() -> None:
+    """Let OpenMP's threads sleep when other programs want the cores; must be set before torch is imported.
+
+    Threads that spin while they wait take cores from others on a busy machine, and make a step a third
+    faster on an idle one. What counts is who runs now: the load average still remembers the run before this one.
+    """
+    if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+        from perjoule.measure.machine import others_running
+
+        os.environ["OMP_WAIT_POLICY"] = "passive" if others_running() > 0.5 else "active"
+
+
+def ls(options: argparse.Namespace) -> int:
+    """List a shelf, or the shelves."""
+    if options.shelf is None:
+        print("\n".join(SHELVES))
+        return 0
+    if options.shelf == "runs":
+        return _ls_runs(options.folder or Path("runs"))
+    if options.shelf == "recipes":
+        return _ls_recipes(options.folder or Path("recipes"))
+    if options.shelf not in SHELVES:
+        raise ConfigError(f"no shelf {options.shelf!r}: {suggestion(options.shelf, SHELVES)}")
+    from importlib import import_module
+
+    shelf = import_module(f"perjoule.{options.shelf}").SHELF
+    for kind in shelf.names():
+        print(f"{kind:<16} {shelf.describe(kind)}")
+    return 0
+
+
+def _ls_runs(folder: Path) -> int:
+    """List run folders with how each of them stands."""
+    from perjoule.runs.tables import list_runs
+
+    for run in list_runs(folder):
+        print(f"{run.path!s:<48} {run.status:<12} {run.reason or ''}")
+    return 0
+
+
+def _ls_recipes(folder: Path) -> int:
+    """List recipes with the first comment line of each."""
+    paths = sorted(folder.glob("*.yaml"))
+    if not paths:
+        raise ConfigError(f"no recipes (*.yaml) in {folder.resolve()}")
+    for path in paths:
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        print(f"{path!s:<32} {first.lstrip('# ') if first.startswith('#') else ''}")
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """Print and write the report of one or several runs."""
+    from perjoule.report import build
+
+    for path in build(options.runs, options.output):
+        print(path)
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Measure this machine and print what was found."""
+    _set_wait_policy()
+    from perjoule.train.doctor import examine, measure_overhead
+
+    if options.quick and not options.overhead:
+        raise ConfigError("--quick shortens the overhead experiment: give --overhead as well")
+    for line in measure_overhead(options.quick) if options.overhead else examine(again=options.again):
+        print(line, flush=True)
+    return 0
