@@ -1,10 +1,14 @@
 """Locks on devices: whose they are, and who else may have them."""
 
+import errno
+import fcntl
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from perjoule.core.file_lock import Holder
 from perjoule.measure.contract import Unavailable
 from perjoule.measure.locks import DeviceLocks
 
@@ -67,7 +71,24 @@ def test_without_a_runtime_folder_there_is_one_for_each_user(monkeypatch: pytest
     locks = DeviceLocks("run")
     assert locks.take("test-of-locks") is None
     path = Path(f"/tmp/perjoule-{os.getuid()}/test-of-locks.lock")
-    assert path.read_text() == f"{os.getpid()} run"
+    assert path.read_text() == f"{Holder.here().text()}\nrun"
     assert path.parent.stat().st_mode & 0o777 == 0o700
     locks.release()
     path.unlink()
+
+
+def test_without_file_locks_a_device_is_held_by_a_living_process_only(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    one, other = DeviceLocks("runs/one"), DeviceLocks("runs/other")
+    assert one.take("GPU-1") is None
+    assert isinstance(other.take("GPU-1"), Unavailable)
+    gone = replace(Holder.here(), started=1)
+    (runtime / "perjoule" / "GPU-1.lock").write_text(f"{gone.text()}\nruns/one", encoding="utf-8")
+    assert other.take("GPU-1") is None
+    other.release()
+    one.release()

@@ -1,6 +1,7 @@
 """Checkpoint folders: whole or absent, newest whole first, nothing unpickled."""
 
 import json
+import os
 import pickle
 import subprocess
 import zipfile
@@ -11,7 +12,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from perjoule.core.errors import CheckpointError, RunFolderError
-from perjoule.runs import checkpoints
 from perjoule.runs.checkpoints import (
     BEST,
     SUMS,
@@ -114,10 +114,11 @@ def test_everything_is_on_the_disk_before_the_checkpoint_gets_its_name(
 ) -> None:
     flushed: list[str] = []
 
-    def flush(path: Path) -> None:
-        flushed.append(path.name if not (tmp_path / "00000001").exists() else "named")
+    def flush(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        flushed.append(name if not (tmp_path / "00000001").exists() else "named")
 
-    monkeypatch.setattr(checkpoints, "_flush", flush)
+    monkeypatch.setattr(os, "fsync", flush)
     publish(tmp_path, 1, _writer("x"))
     assert sorted(flushed[:3]) == [SUMS, "model.safetensors", "state.json"]
     assert flushed[3].endswith(".tmp")

@@ -1,17 +1,22 @@
+import errno
 import fcntl
 import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perjoule.core.errors import RunFolderError
-from perjoule.runs import files
+from perjoule.core.file_lock import Holder
+from perjoule.runs import checkpoints, files
+from perjoule.runs.files import write_json
 from perjoule.runs.folder import FINISHED, RUNNING, RunFolder, is_live, new_run_id, read_manifest
 
 
@@ -147,10 +152,6 @@ def test_a_folder_whose_files_cannot_be_written_is_an_error(tmp_path: Path) -> N
     with pytest.raises(RunFolderError, match=r"cannot write .*metrics\.jsonl: Is a directory"):
         RunFolder.reopen(tmp_path / "a")
     assert not is_live(tmp_path / "a")
-    (tmp_path / "a" / "lock").unlink()
-    (tmp_path / "a" / "lock").mkdir()
-    with pytest.raises(RunFolderError, match=r"cannot write .*lock: Is a directory"):
-        RunFolder.reopen(tmp_path / "a")
 
 
 def test_run_ids_are_readable_and_unique() -> None:
@@ -184,3 +185,56 @@ def test_unreadable_json_is_an_error(tmp_path: Path) -> None:
         files.read_json(tmp_path / "a.json")
     with pytest.raises(ValueError, match="JSON compliant"):
         files.write_json(tmp_path / "a.json", float("nan"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_file_locks_a_run_is_written_by_one_and_its_dead_writer_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run = create(tmp_path / "a")
+    assert is_live(run.path)
+    with pytest.raises(RunFolderError, match=f"is being written by process {os.getpid()}"):
+        RunFolder.reopen(run.path)
+    holder = Holder.parse((run.path / ".lock.holder").read_text(encoding="utf-8"))
+    assert holder == Holder.here()
+    run.close()
+    assert not is_live(run.path)
+    for gone in (replace(holder, where="an earlier boot"), replace(holder, host="node7")):
+        (run.path / ".lock.holder").write_text(gone.text(), encoding="utf-8")
+        elsewhere = gone.host == "node7"
+        assert is_live(run.path) == elsewhere, "what a living process elsewhere wrote lately cannot be told"
+        if elsewhere:
+            for file in (run.path / "lock", run.path / "metrics.jsonl", run.path / "manifest.json"):
+                os.utime(file, (0, 0))
+            assert not is_live(run.path)
+        RunFolder.reopen(run.path).close()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EISDIR])
+def test_a_folder_that_cannot_be_flushed_is_no_failed_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    flushed = []
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    path = checkpoints.publish(tmp_path, 3, lambda folder: write_json(folder / "state.json", {}))
+    checkpoints.verify(path)
+    assert {"state.json", "SHA256SUMS"} <= set(flushed), "the files themselves were"
+
+
+def test_a_disk_that_fails_is_an_error_for_folders_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        files.flush_folder(tmp_path)

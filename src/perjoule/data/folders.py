@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from perjoule.core import file_lock
 from perjoule.core.errors import DataError, RunFolderError
-from perjoule.runs.files import read_json
+from perjoule.runs.files import flush, read_json
 
 MANIFEST, PROVENANCE = "manifest.json", "provenance.json"
 WORK = ".work"
@@ -47,13 +46,16 @@ def exclusive(folder: Path) -> Iterator[Path]:
     with writing(folder, "choose another folder"):
         work = folder / WORK
         work.mkdir(parents=True, exist_ok=True)
-        lock = (work / "lock").open("w")
-    with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another process is writing {folder}; wait for it, or choose another folder") from None
+            lock = file_lock.take(work / "lock")
+        except file_lock.Busy as busy:
+            raise DataError(
+                f"another process is writing {folder}; wait for it, or choose another folder ({busy})"
+            ) from busy
+    try:
         yield work
+    finally:
+        lock.release()
 
 
 def start_over_or_go_on(folder: Path, work: Path, plan: Mapping[str, Any]) -> bool:
@@ -115,7 +117,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def publish(temporary: Path, path: Path) -> None:
     """Flush a complete file to the disk and give it its name."""
     with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+        flush(file)
     temporary.replace(path)
 
 

@@ -10,7 +10,6 @@ loses; the ranks of a run that start together build it once, and what a kill lef
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 from collections import Counter
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from perjoule.core import file_lock
 from perjoule.core.cache import expand_home
 from perjoule.core.errors import DataError
 from perjoule.core.units import byte_size
@@ -144,9 +144,14 @@ def _writing(cache: Path) -> Iterator[None]:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Wait for and hold the lock of one store; the kernel releases it when the process ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        lock = file_lock.take(path, wait=True)
+    except file_lock.Busy as busy:
+        raise DataError(f"{path} is held by {busy}") from busy
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _build(folder: Path, source: Source, seen: Seen, config: TokenizerConfig, fractions: Fractions) -> None:

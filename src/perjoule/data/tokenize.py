@@ -9,10 +9,8 @@ at any instant loses the units that were being worked on; the next run checks th
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +21,7 @@ import numpy as np
 import tokenizers
 from pydantic import Field, PositiveInt
 
+from perjoule.core import file_lock
 from perjoule.core.cache import expand_home
 from perjoule.core.errors import ConfigError, DataError, RunFolderError
 from perjoule.core.units import byte_size
@@ -336,11 +335,11 @@ def _writable(out: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Hold the folder; the kernel lets go of it when the process ends, however it ends."""
-    handle = os.open(out, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = file_lock.take(out)
+    except file_lock.Busy as busy:
+        raise DataError(f"another process is writing {out}; wait for it or choose another folder ({busy})") from busy
+    try:
         yield
-    except BlockingIOError as error:
-        raise DataError(f"another process is writing {out}; wait for it or choose another folder") from error
     finally:
-        os.close(handle)
+        lock.release()

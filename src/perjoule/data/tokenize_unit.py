@@ -24,7 +24,7 @@ from perjoule.data.manifest import OFFSET_TYPE, OFFSETS, TOKENIZER, TOKENS, Shar
 from perjoule.data.sources import Document, Source, Unit, grouped
 from perjoule.data.split import Fractions
 from perjoule.data.tokenizer import TextTokenizer
-from perjoule.runs.files import write_json
+from perjoule.runs.files import flush, write_json
 
 NO_TOKENS = "no_tokens"
 """Why a document was skipped: its text vanished in the tokenizer, as blanks do in some."""
@@ -304,8 +304,7 @@ class _ShardWriter:
         """Flush the files to the disk and give them their names."""
         for number, suffix in enumerate((TOKENS, OFFSETS)):
             with _naming(self._paths[number]), self._files[number] as file:
-                file.flush()
-                os.fsync(file.fileno())
+                flush(file)
             self._paths[number].replace(self._work.out / f"{self._name}{suffix}")
         tokens, offsets = (content.hexdigest() for content in self._hashes)
         return ShardEntry(

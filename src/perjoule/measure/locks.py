@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import stat
 from pathlib import Path
 
+from perjoule.core.file_lock import Holder, LockState, try_lock, unlock
 from perjoule.measure.contract import Unavailable
 
 
@@ -36,18 +36,20 @@ class DeviceLocks:
                 f"{device}: cannot make sure that no other run meters it: {error}",
                 "let XDG_RUNTIME_DIR name a folder of your own",
             )
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid, _, run = os.pread(descriptor, 4096, 0).decode(errors="replace").partition(" ")
+        state = try_lock(descriptor)
+        holder_line, _, run = os.pread(descriptor, 4096, 0).decode(errors="replace").partition("\n")
+        holder = Holder.parse(holder_line)
+        if state is LockState.NOT_OFFERED and holder is not None and holder.alive() is not False:
+            state = LockState.BUSY
+        if state is LockState.BUSY:
             os.close(descriptor)
             return Unavailable(
-                f"{device} is metered by process {pid or 'unknown'} (run {run or 'unknown'}): "
+                f"{device} is metered by process {holder.pid if holder else 'unknown'} (run {run or 'unknown'}): "
                 "its energy would be counted twice"
             )
         with contextlib.suppress(OSError):  # a full disk; the lock counts, not who holds it
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()} {self._run}".encode(), 0)
+            os.pwrite(descriptor, f"{Holder.here().text()}\n{self._run}".encode(), 0)
         self._held[device] = descriptor
         return None
 
@@ -55,7 +57,7 @@ class DeviceLocks:
         """Let go of all devices. May be called twice."""
         while self._held:
             _, descriptor = self._held.popitem()
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a forked child still has the descriptor
+            unlock(descriptor)
             os.close(descriptor)
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from perjoule.core.errors import CheckpointError, RunFolderError
-from perjoule.runs.files import read_json, write_json
+from perjoule.runs.files import flush, flush_folder, read_json, write_json
 
 MODEL, TRAINING, STATE, SUMS, BEST = (
     "model.safetensors",
@@ -49,12 +49,14 @@ def publish(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
         write(temporary)
         sums = "".join(f"{file_sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir()))
         (temporary / SUMS).write_text(sums, encoding="utf-8")
-        for path in (*temporary.iterdir(), temporary):
-            _flush(path)
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                flush(file)
+        flush_folder(temporary)
         if final.exists():  # a resumed run passes the same step again
             final.rename(before)  # if the process is killed here, clean() gives a name to one of the two
         temporary.rename(final)
-        _flush(folder)
+        flush_folder(folder)
     except OSError as error:
         raise RunFolderError(f"cannot write the checkpoint {final}: {error.strerror or error}") from error
     finally:
@@ -173,12 +175,3 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have the system put a file or a folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

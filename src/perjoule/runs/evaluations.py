@@ -13,9 +13,7 @@ next evaluation.
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from perjoule.core import file_lock
 from perjoule.core.errors import RunFolderError
 from perjoule.runs.exports import write_csv
 from perjoule.runs.files import read_json, write_json
@@ -148,11 +147,12 @@ def _locked(folder: Path) -> Iterator[None]:
     """Create the folder and hold its lock."""
     try:
         folder.mkdir(exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        lock = file_lock.take(folder, wait=True)
     except OSError as error:
         raise RunFolderError(f"cannot write {folder}: {error.strerror}") from error
+    except file_lock.Busy as busy:
+        raise RunFolderError(f"{folder} is being written by {busy}") from busy
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        lock.release()

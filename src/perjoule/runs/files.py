@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from perjoule.core.errors import RunFolderError
+
+_NOT_OFFERED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EISDIR, errno.EACCES, errno.EBADF}
+
+
+def flush(file: IO[bytes]) -> None:
+    """Have the system put what was written to a file on the disk.
+
+    Raises:
+        OSError: if the disk is full or fails.
+    """
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def flush_folder(path: Path) -> None:
+    """Have the system put a folder, the names of its files, on the disk.
+
+    Some file systems cannot (CIFS, some FUSE and WSL mounts). That is no failed write: the files have been flushed.
+
+    Raises:
+        OSError: if the disk is full or fails.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -23,8 +55,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
 
     replace_atomically(path, write)
 

@@ -21,7 +21,7 @@ written its process holds a lock on ``lock`` that the kernel drops when the proc
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import re
@@ -31,7 +31,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from perjoule.core import file_lock
 from perjoule.core.errors import RunFolderError
+from perjoule.core.file_lock import FileLock
 from perjoule.runs.files import read_json, write_atomically, write_json
 
 SCHEMA_VERSION = 1
@@ -46,6 +48,8 @@ SAMPLES = "samples"
 CHECKPOINTS = "checkpoints"
 LOCK = "lock"
 REPORT_HTML, REPORT_MARKDOWN = "report.html", "report.md"
+SILENT_S = 600.0
+"""After so long without a line, a writer on another machine counts as ended where the file system keeps no locks."""
 RUNNING, FINISHED, STOPPED, FAILED, INTERRUPTED = "running", "finished", "stopped", "failed", "interrupted"
 """``finished`` reached its goal; ``stopped`` was asked to end early; ``interrupted`` is read, never written."""
 
@@ -79,17 +83,16 @@ def sample_path(run: Path, segment: int, node: str, attempt: int = 0) -> Path:
 
 def is_live(run: Path) -> bool:
     """Return whether a process is writing this run now."""
-    try:
-        descriptor = os.open(run / LOCK, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return file_lock.is_held(run / LOCK, ended=lambda: _is_silent(run))
+
+
+def _is_silent(run: Path) -> bool:
+    """Return whether nothing was written for so long that a writer which cannot be seen has surely ended."""
+    newest = 0.0
+    for name in (LOCK, METRICS, LOG, MANIFEST):
+        with contextlib.suppress(OSError):
+            newest = max(newest, (run / name).stat().st_mtime)
+    return time.time() - newest > SILENT_S
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -137,7 +140,7 @@ class RunFolder:
             self._metrics = os.open(path / METRICS, flags, 0o644)
             _end_torn_line(path / METRICS, self._metrics)
         except OSError as error:
-            os.close(self._lock)
+            self._lock.release()
             raise RunFolderError(f"cannot write {path / METRICS}: {error.strerror}") from error
 
     @classmethod
@@ -230,11 +233,10 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the files and release the lock."""
-        for name in ("_metrics", "_lock"):
-            descriptor = getattr(self, name)
-            if descriptor >= 0:
-                os.close(descriptor)
-                setattr(self, name, -1)
+        if self._metrics >= 0:
+            os.close(self._metrics)
+            self._metrics = -1
+        self._lock.release()
 
 
 def _end_torn_line(path: Path, descriptor: int) -> None:
@@ -247,22 +249,11 @@ def _end_torn_line(path: Path, descriptor: int) -> None:
             os.write(descriptor, b"\n")
 
 
-def _take_lock(path: Path) -> int:
+def _take_lock(path: Path) -> FileLock:
     """Take the folder's lock or say who holds it."""
     try:
-        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        return file_lock.take(path / LOCK, ended=lambda: _is_silent(path))
+    except file_lock.Busy as busy:
+        raise RunFolderError(f"{path} is being written by {busy}; wait for it or stop it") from busy
     except OSError as error:
         raise RunFolderError(f"cannot write {path / LOCK}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            time.sleep(0.1)  # `is_live` of a reader holds it for microseconds; a writer holds it for good
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(descriptor, 32).decode() or "unknown"
-        os.close(descriptor)
-        raise RunFolderError(f"{path} is being written by process {holder}; wait for it or stop it") from error
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, str(os.getpid()).encode())
-    return descriptor
