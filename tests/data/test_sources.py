@@ -140,9 +140,9 @@ def test_missing_path_names_the_nearest_sibling(tmp_path: Path) -> None:
 
 def test_folder_without_documents_and_file_of_another_kind_are_errors(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("text\nx\n")
-    with pytest.raises(DataError, match=r"no file with documents below the folder .*accepted: \.txt, \.jsonl \(both"):
+    with pytest.raises(DataError, match=r"no file with documents below .*table\.csv.*accepted endings: \.txt, "):
         files_source(tmp_path, "text")
-    with pytest.raises(DataError, match=r"cannot read documents from .*table\.csv; accepted: \.txt, \.jsonl \(both"):
+    with pytest.raises(DataError, match=r"cannot read documents from .*table\.csv; accepted: \.txt, "):
         files_source(tmp_path / "table.csv", "text")
 
 
@@ -159,11 +159,11 @@ def test_broken_json_line_names_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     for broken in ('{"text": "two"', "[" * 100_000):
         path.write_text('{"text": "one"}\n\n' + broken + "\n")
-        with pytest.raises(DataError, match=r"a\.jsonl:3 is not JSON: ") as caught:
+        with pytest.raises(DataError, match=r"a\.jsonl:3 cannot be read as a row: ") as caught:
             read(files_source(path, "text"))
         assert "\n" not in str(caught.value)
     path.write_text('"just text"\n')
-    with pytest.raises(DataError, match=r"a\.jsonl:1 must be an object with the key 'text', not \"just text\"$"):
+    with pytest.raises(DataError, match=r"a\.jsonl:1 .* must be an object with the key 'text', not \"just text\"$"):
         read(files_source(path, "text"))
 
 
@@ -282,11 +282,11 @@ def test_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
             file.write(b" " * (1 << 20))
     source = files_source(tmp_path, "text")
     with pytest.raises(
-        DataError, match=r"a\.txt\.gz decompresses to more than 67\.1 MB: .* or limits.max_ratio \(250\)"
+        DataError, match=r"a\.txt\.gz decompresses to more than 67\.1 MB, .* or limits.max_ratio \(250\)"
     ):
         read(Source(source.root, source.files, limits=Limits(max_ratio=250)))
     assert read(files_source(tmp_path, "text", Limits(max_ratio=2000))) == ([], {"blank": 1})
-    with pytest.raises(DataError, match=r"decompresses to more than 1 kB: .* raise limits.max_bytes \(1000\)"):
+    with pytest.raises(DataError, match=r"decompresses to more than 1 kB, .* raise limits.max_bytes \(1000\)"):
         read(files_source(tmp_path, "text", Limits(max_bytes=1000)))
 
 
@@ -371,7 +371,7 @@ def test_broken_line_far_into_a_file_is_named_by_its_number_in_the_file(
     path.write_text(path.read_text() + "{broken\n")
     for unit_bytes in (1 << 20, 19, 20, 7):
         monkeypatch.setattr(sources, "UNIT_BYTES", unit_bytes)
-        with pytest.raises(DataError, match=r"a\.jsonl:51 is not JSON"):
+        with pytest.raises(DataError, match=r"a\.jsonl:51 cannot be read"):
             read(files_source(path, "text"))
 
 
@@ -451,3 +451,62 @@ def test_listing_changes_with_names_sizes_and_times_and_is_not_the_content(tmp_p
     (tmp_path / "a.txt").unlink()
     with pytest.raises(DataError, match=r"cannot read .*a\.txt: No such file"):
         source.listing()
+
+
+def texts(source: Source) -> tuple[list[str], dict[str, int]]:
+    documents, skipped = read(source)
+    return [document.text for document in documents], skipped
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_documents_are_read_by_their_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.txt").write_bytes("naïve\r\n😀".encode(encoding))
+    assert texts(files_source(tmp_path, "text")) == (["naïve\r\n😀"], {})
+
+
+def test_documents_that_are_no_text_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "unmarked.txt").write_bytes("two bytes each".encode("utf-16-le"))
+    (tmp_path / "good.txt").write_text("good")
+    assert texts(files_source(tmp_path, "text")) == (["good"], {"not_utf8": 1, "not_text": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a"}\n'.encode("utf-16"), r"a\.jsonl is UTF-16-LE, JSON lines are UTF-8"),
+        (b'{"text": "a", "text": "b"}\n', r"a\.jsonl:1 .* the key 'text' stands in it twice"),
+        (b'{"text": "a", "n": ' + b"9" * 5000 + b"}\n", r"a\.jsonl:1 "),
+        (b'{"text": "a\x00"}\n', r"a\.jsonl:1 "),
+        (b'{"text": "a"}\r{"text": "b"}\r', r"a\.jsonl:1 "),
+        (b'{"text": ' + b"[" * 100_000 + b"}\n", r"a\.jsonl:1 .* nested too deeply"),
+    ],
+)
+def test_lines_that_mislead_are_one_line_with_the_place(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read(files_source(tmp_path, "text"))
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_may_have_other_line_ends_marks_surrogates_and_keys_within_keys(tmp_path: Path) -> None:
+    rows = [
+        '\ufeff{"text": "a"}',
+        '{"text": "b", "meta": {"text": 1}}',
+        '{"text": "\\ud800"}',
+        '{"text": "\\"text\\""}',
+    ]
+    (tmp_path / "a.jsonl").write_bytes("\r\n".join(rows).encode())
+    assert texts(files_source(tmp_path, "text")) == (["a", "b", '"text"'], {"not_utf8": 1})
+
+
+def test_document_or_line_beyond_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "available_bytes", lambda: 60)
+    monkeypatch.setattr(formats, "_HARMLESS_BYTES", 10)
+    (tmp_path / "a.txt").write_text("ten bytes.")
+    (tmp_path / "b.txt").write_text("more than ten bytes")
+    with pytest.raises(DataError, match=r"b\.txt is one document of more than 10 B, which does not fit"):
+        read(files_source(tmp_path, "text"))
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match=r"c\.jsonl: line 1 has more than 10 B"):
+        read(files_source(tmp_path / "c.jsonl", "text"))

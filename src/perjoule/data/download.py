@@ -30,7 +30,8 @@ from perjoule.data.fetch import Patience, fetch, fetched_before, sha256_of
 from perjoule.data.folders import PROVENANCE, exclusive, identity_of, publish, read_object, write_json, writing
 from perjoule.data.hub import Unreachable, fetch_data_set, list_data_set, matches
 from perjoule.data.parts import PartWriter, arrow
-from perjoule.data.sources import Document, stdlib_source, walk
+from perjoule.data.sources import Document, stdlib_source
+from perjoule.data.walk import walk
 
 FORMAT = 1
 STDLIB, HUB = "stdlib", "hf:"
@@ -215,9 +216,7 @@ class _Download:
             )
         config = self._config
         below = self._folder.resolve()
-        names = [
-            name for name in walk(root, lambda _: True, frozenset()) if below not in (root / name).resolve().parents
-        ]
+        names = [name for name in walk(root, lambda _: True).files if below not in (root / name).resolve().parents]
         documents = [name for name in names if config.documents and _matches_path(name, config.documents)]
         chosen = (
             [] if config.documents and not config.files else [name for name in names if matches(name, config.files)]
@@ -288,7 +287,7 @@ class _Download:
 
     def _loose(self, source: str) -> list[str]:
         """Return the files in the folder that no other source brought."""
-        names = walk(self._folder, lambda name: name != PROVENANCE, frozenset())
+        names = walk(self._folder, lambda name: name != PROVENANCE).files
         return [name for name in names if self._owner.get(name, source) == source]
 
     def _described(self, name: str) -> dict[str, Any]:

@@ -25,18 +25,24 @@ from pydantic import Field, PositiveInt
 
 from perjoule.config import Config
 from perjoule.core.errors import DataError, MissingExtra, suggestion
+from perjoule.core.files import NotText, decode, encoding_mark
+from perjoule.core.memory import available_bytes
 from perjoule.core.units import byte_size
 
 NULL, EMPTY, BLANK, NOT_TEXT, NOT_UTF8 = "null", "empty", "blank", "not_text", "not_utf8"
 """Why a document was skipped."""
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-ACCEPTED = ".txt, .jsonl (both also .gz, .bz2, .xz or .zst), .json.gz (JSON lines as well), .parquet"
+ACCEPTED = ".txt, .text, .jsonl, .ndjson (all also .gz, .bz2, .xz or .zst), .json.gz (JSON lines as well), .parquet"
 
 _BUFFER_BYTES = 1 << 20
 _BATCH_BYTES = 4 << 20
+_CHUNK_BYTES = 64 << 20
 _HARMLESS_BYTES = 64 << 20
 """What any file may grow to, however well it was compressed."""
+_LONGEST_LINE_BYTES = 4 << 30
+_MEMORY_FACTOR = 6
+"""A document is in memory as bytes, as text of up to four bytes a character, and once more while it is encoded."""
 
 
 class Kind(Enum):
@@ -61,17 +67,17 @@ DEFAULT_LIMITS = Limits()
 
 def kind_of(name: str) -> Kind | None:
     """Return what a file with this name holds; None if it holds no documents."""
-    plain = uncompressed_name(name)
-    if plain.endswith(".txt"):
+    plain = uncompressed_name(name).lower()
+    if plain.endswith((".txt", ".text")):
         return Kind.TEXT
-    if plain.endswith((".jsonl", ".json") if is_compressed(name) else ".jsonl"):  # a lone .json is one object, not rows
-        return Kind.JSON_LINES
-    return Kind.PARQUET if name.endswith(".parquet") else None
+    if plain.endswith((".jsonl", ".ndjson")) or (is_compressed(name) and plain.endswith(".json")):
+        return Kind.JSON_LINES  # a lone .json is one object, not rows
+    return Kind.PARQUET if name.lower().endswith(".parquet") else None
 
 
 def is_compressed(name: str) -> bool:
     """Return whether a file must be decompressed as a whole."""
-    return name.endswith(COMPRESSIONS)
+    return name.lower().endswith(COMPRESSIONS)
 
 
 def uncompressed_name(name: str) -> str:
@@ -117,17 +123,29 @@ def usable(value: object, skipped: Counter[str]) -> str | None:
 
 
 def file_text(path: Path, limits: Limits, skipped: Counter[str]) -> str | None:
-    """Read a whole file as one document, newlines untouched; a byte order mark is no text.
+    """Read a whole file as one document, newlines untouched; a byte order mark is no text, but says how to read it.
+
+    A file with NUL bytes is counted as ``not_text``, one that is not in its encoding as ``not_utf8``.
 
     Raises:
-        DataError: if the file cannot be read, is damaged or is beyond the limits.
+        DataError: if the file cannot be read, is damaged, is beyond the limits, or does not fit into memory.
     """
     with reading(path), _open(path, limits) as file:
-        data = file.read()
+        most = available_bytes() // _MEMORY_FACTOR
+        chunks, left = [], most
+        while left >= 0 and (chunk := file.read(_CHUNK_BYTES)):
+            chunks.append(chunk)
+            left -= len(chunk)
+        if left < 0:
+            raise DataError(
+                f"{path} is one document of more than {byte_size(most)}, which does not fit into memory; split the "
+                "file, or make its parts lines of .jsonl"
+            )
+        data = b"".join(chunks)
     try:
-        return usable(data.decode("utf-8-sig"), skipped)
-    except UnicodeDecodeError:
-        skipped[NOT_UTF8] += 1
+        return usable(decode(data), skipped)
+    except NotText:
+        skipped[NOT_TEXT if b"\0" in data else NOT_UTF8] += 1
         return None
 
 
@@ -150,28 +168,59 @@ def json_rows(path: Path, column: str, begin: int, end: int | None, limits: Limi
         if begin:
             file.seek(begin - 1)
             position += len(file.readline()) - 1  # of the line that began before the range
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file, path), start=1):
             if end is not None and position >= end:
                 break
+            if position == 0 and (mark := encoding_mark(line[:4])) and mark[1] != "utf-8":
+                raise DataError(f"{path} is {mark[1].upper()}, JSON lines are UTF-8: convert it (iconv -f {mark[1]})")
             position += len(line)
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig"))
+                row = _row(line.decode("utf-8-sig"), column)
             except UnicodeDecodeError:
                 yield number, _NotUtf8()
                 continue
             except (ValueError, RecursionError) as error:
                 place = f"{path}:{_line_number(path, begin, number)}"
-                raise DataError(f"{place} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                place = f"{path}:{_line_number(path, begin, number)}"
-                raise DataError(f"{place} must be an object with the key {column!r}, not {json.dumps(row)[:40]}")
+                reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+                raise DataError(f"{place} cannot be read as a row: {reason}") from error
             if column not in keys:
                 keys |= row.keys()
             yield number, row.get(column)
     if begin == 0 and keys and column not in keys:  # further on in a large file, a stretch without it is no mistake
         raise DataError(f"no column {column!r} in {path}: {suggestion(column, keys)}")
+
+
+def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """Yield lines, none of them longer than memory holds: a file of one endless line is no file of rows.
+
+    Raises:
+        DataError: naming the line.
+    """
+    longest = max(_HARMLESS_BYTES, min(_LONGEST_LINE_BYTES, available_bytes() // _MEMORY_FACTOR))
+    for number, line in enumerate(iter(lambda: file.readline(longest), b""), start=1):
+        if len(line) == longest and not line.endswith(b"\n"):
+            raise DataError(f"{path}: line {number} has more than {byte_size(longest)}; is it a file of rows?")
+        yield line
+
+
+def _row(line: str, column: str) -> dict[str, Any]:
+    """Read a line of JSON as an object that has a key once at most.
+
+    Raises:
+        ValueError: if it is none.
+        RecursionError: if it is nested too deeply.
+    """
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"it must be an object with the key {column!r}, not {json.dumps(row)[:40]}")
+    if line.count(json.dumps(column)) > 1:  # mostly in a text; counting is a hundred times faster than asking
+        pairs: list[list[tuple[str, object]]] = []
+        json.loads(line, object_pairs_hook=pairs.append)
+        if [key for key, _ in pairs[-1]].count(column) > 1:
+            raise ValueError(f"the key {column!r} stands in it twice")
+    return row
 
 
 @dataclass(frozen=True)
@@ -322,8 +371,9 @@ class _Decompressed(io.RawIOBase):
         self._num_bytes += count
         if self._num_bytes > self._allowed:
             raise DataError(
-                f"{self._path} decompresses to more than {byte_size(self._allowed)}: if it is no bomb, raise "
-                f"limits.max_bytes ({self._limits.max_bytes}) or limits.max_ratio ({self._limits.max_ratio:g})"
+                f"{self._path} decompresses to more than {byte_size(self._allowed)}, which is unusual; if the file is "
+                f"right, raise limits.max_bytes ({self._limits.max_bytes}) or limits.max_ratio "
+                f"({self._limits.max_ratio:g})"
             )
         return count
 
@@ -334,11 +384,12 @@ class _Decompressed(io.RawIOBase):
 
 def _decompressor(path: Path) -> Any:
     """Open a compressed file with the library of its suffix."""
-    if path.suffix == ".gz":
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
         return gzip.open(path)
-    if path.suffix == ".bz2":
+    if suffix == ".bz2":
         return bz2.open(path)
-    if path.suffix == ".xz":
+    if suffix == ".xz":
         return lzma.open(path)
     try:
         import pyarrow

@@ -13,15 +13,17 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
 from perjoule.config import Config
 from perjoule.core.cache import expand_home
+from perjoule.core.errors import DataError
 from perjoule.core.units import byte_size, si
 from perjoule.data.duplicates import content_hash, mark_copies
 from perjoule.data.formats import DEFAULT_LIMITS, Limits
@@ -33,6 +35,7 @@ from perjoule.data.split import SPLITS
 from perjoule.data.store import Store, open_store
 from perjoule.data.tokenize import UNFINISHED
 from perjoule.data.tokenizer import TextTokenizer
+from perjoule.data.walk import left_out_facts
 
 ALL = "all"
 """What the documents of a source that is not split are shown under."""
@@ -92,6 +95,7 @@ class Inspection:
         splits: by name.
         skipped: documents left out, by reason; of a source also ``duplicate``, which only ``split`` leaves out.
         facts: more of where it comes from (JSON).
+        notes: lines about files that are not read; ``facts`` has them as well.
     """
 
     path: Path
@@ -99,6 +103,7 @@ class Inspection:
     splits: Mapping[str, SplitInspection]
     skipped: Mapping[str, int]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it (JSON)."""
@@ -125,7 +130,9 @@ class Inspection:
         """Yield it as text."""
         yield f"{self.kind} {self.path}"
         for key, value in self.facts.items():
-            yield f"{key:<12} {value}"
+            if not isinstance(value, Mapping):
+                yield f"{key:<12} {value}"
+        yield from self.notes
         total = sum(split.lengths.num_documents for split in self.splits.values())
         for name, split in self.splits.items():
             count = split.lengths.num_documents
@@ -185,18 +192,73 @@ def inspect_source(path: Path, config: InspectConfig) -> Inspection:
     names = [name for name in SPLITS if name in source.splits] or [ALL]
     reading = {name: _Reading(config, tokenizer) for name in names}
     skipped: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(prefix="perjoule-") as folder:
-        hashes = Path(folder, "hashes")
-        with hashes.open("wb") as file:
-            for document in source.documents(skipped):
-                reading[document.split or ALL].add(document.text)
-                if config.duplicates:
-                    file.write(content_hash(document.text))
-        num_copies = mark_copies([hashes], Path(folder, "copies"))
+    with _Hashes(config.duplicates) as hashes:
+        for document in source.documents(skipped):
+            reading[document.split or ALL].add(document.text)
+            hashes.add(document.text)
+        num_copies = hashes.count_copies()
     if num_copies:
         skipped["duplicate"] = num_copies
     splits = {name: one.finish() for name, one in reading.items()}
-    return Inspection(path, "source", splits, skipped, {"files": len(source.files)})
+    facts = {"files": len(source.files), "not_read": left_out_facts(source.left_out)}
+    return Inspection(path, "source", splits, skipped, facts, tuple(source.notes()))
+
+
+class _Hashes(ExitStack):
+    """Keeps the hashes of documents in a temporary file, to count those that are copies.
+
+    Args:
+        wanted: if not, nothing is written and no copy is found.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        super().__init__()
+        self._wanted = wanted
+        self._folder = Path()
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        if self._wanted:
+            with _temporary():
+                self._folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="perjoule-")))
+                self._file = (self._folder / "hashes").open("wb")
+            self.callback(self._close)
+        return self
+
+    def add(self, text: str) -> None:
+        """Note the hash of a document."""
+        if self._file is not None:
+            with _temporary():
+                self._file.write(content_hash(text))
+
+    def count_copies(self) -> int:
+        """Compare all hashes; nothing can be added afterwards."""
+        if self._file is None:
+            return 0
+        with _temporary():
+            self._file.close()
+            return mark_copies([self._folder / "hashes"], self._folder / "copies")
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # closing tries again to write what is left
+                self._file.close()
+
+
+@contextmanager
+def _temporary() -> Iterator[None]:
+    """Say what to do about a temporary folder that is full, read-only or missing.
+
+    Raises:
+        DataError: instead of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot count copies of documents in a temporary folder: {error.strerror or error}; set TMPDIR to a "
+            "folder with 17 bytes free for each document, or leave the count out with duplicates=false"
+        ) from error
 
 
 def _is_store(path: Path) -> bool:

@@ -10,20 +10,21 @@ their split.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from perjoule.core.cache import expand_home
 from perjoule.core.errors import DataError, nearest
+from perjoule.core.files import special_kind
 from perjoule.data import formats
 from perjoule.data.formats import DEFAULT_LIMITS, Kind, Limits, is_compressed, kind_of, reading, uncompressed_name
 from perjoule.data.split import SPLITS, TRAIN
+from perjoule.data.walk import LeftOut, left_out_facts, left_out_lines, walk
 
 UNIT_BYTES = 32 << 20
 """A unit of work is about this much of the files: enough to keep a core busy for seconds, little enough to lose."""
@@ -91,6 +92,7 @@ class Source:
         facts: more for the manifest (JSON).
         splits: of a corpus that is split already, the splits it has; else none.
         limits: of compressed files.
+        left_out: files and folders that are not read, by reason.
     """
 
     root: Path
@@ -99,6 +101,11 @@ class Source:
     facts: Mapping[str, Any] = field(default_factory=dict)
     splits: tuple[str, ...] = ()
     limits: Limits = DEFAULT_LIMITS
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
+
+    def notes(self) -> Iterator[str]:
+        """Yield lines about what is not read."""
+        yield from left_out_lines(self.left_out, formats.ACCEPTED)
 
     def fingerprint(self) -> str:
         """Return a hash of the names and bytes of all files, and of the column where rows are read.
@@ -220,7 +227,7 @@ class Source:
             has = f"it has {', '.join(self.splits)}" if self.splits else "it is not split"
             raise DataError(f"no split {split!r} in {self.root}: {has}")
         files = tuple(name for name in self.files if self._split_of(name) == split)
-        return Source(self.root, files, self.column, self.facts, (split,), self.limits)
+        return replace(self, files=files, splits=(split,))
 
     def _split_of(self, name: str) -> str | None:
         """Return the split a file belongs to."""
@@ -240,14 +247,14 @@ def stdlib_source() -> Source:
         DataError: if this interpreter keeps its library elsewhere than in files.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    files = walk(root, lambda name: name.endswith(".py"), _NOT_LIBRARY) if root.is_dir() else ()
+    files = walk(root, lambda name: name.endswith(".py"), _NOT_LIBRARY).files if root.is_dir() else ()
     if not files:
         raise DataError(f"the standard library of this Python is not in files at {root}; use data.kind=text and a path")
     return Source(root, files, facts={"python": platform.python_version()})
 
 
 def files_source(path: Path, column: str, limits: Limits = DEFAULT_LIMITS) -> Source:
-    """Return one file, or all files with documents below a folder (hidden ones excepted).
+    """Return one file, or all files with documents below a folder and the folders that are linked there.
 
     Args:
         path: a text, JSON-lines or parquet file, or a folder of such; a folder with ``train`` and ``validation`` or
@@ -259,16 +266,22 @@ def files_source(path: Path, column: str, limits: Limits = DEFAULT_LIMITS) -> So
         DataError: if there is nothing at ``path`` that can be read, or it is split in part only.
     """
     path = expand_home(path)
-    facts = {"path": str(path.absolute())}
+    facts: dict[str, Any] = {"path": str(path.absolute())}
     if path.is_dir():
-        files = walk(path, lambda name: kind_of(name) is not None, frozenset())
-        if not files:
-            raise DataError(f"no file with documents below the folder {path}; accepted: {formats.ACCEPTED}")
-        return Source(path, files, column, facts, _splits(path, files), limits)
+        found = walk(path, lambda name: kind_of(name) is not None)
+        if not found.files:
+            there = "; ".join(left_out_lines(found.left_out, formats.ACCEPTED)) or f"accepted: {formats.ACCEPTED}"
+            raise DataError(f"no file with documents below the folder {path}; {there}")
+        if found.left_out:
+            facts["not_read"] = left_out_facts(found.left_out)
+        splits = _splits(path, found.files)
+        return Source(path, found.files, column, facts, splits, limits, found.left_out)
     if not path.exists():
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
         near = nearest(path.name, siblings)
         raise DataError(f"no file or folder {path}" + (f"; did you mean {near!r}?" if near else ""))
+    if (special := special_kind(path)) is not None:
+        raise DataError(f"cannot read documents from {path}: it is {special}; accepted: a file or a folder")
     if kind_of(path.name) is None:
         raise DataError(f"cannot read documents from {path}; accepted: {formats.ACCEPTED}, or a folder of such files")
     return Source(path.parent, (path.name,), column, facts, limits=limits)
@@ -286,22 +299,6 @@ def _splits(root: Path, files: tuple[str, ...]) -> tuple[str, ...]:
     if stray is not None:
         raise DataError(f"{root} is split into {', '.join(present)}, but {stray} is in none of them: move it")
     return present
-
-
-def walk(root: Path, accepts: Callable[[str], bool], excluded: frozenset[str]) -> tuple[str, ...]:
-    """Return the relative POSIX paths of all files with accepted names, sorted; hidden ones are left out.
-
-    Args:
-        root: a folder.
-        accepts: takes the last part of a path.
-        excluded: names of subfolders that are left out.
-    """
-    found = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if name not in excluded and not name.startswith(".")]
-        paths = (Path(folder, name) for name in names if not name.startswith(".") and accepts(name))
-        found += [path.relative_to(root).as_posix() for path in paths]
-    return tuple(sorted(found))
 
 
 def _has_rows(name: str) -> bool:

@@ -109,6 +109,8 @@ def split(path: Path, folder: Path, config: SplitConfig, say: Callable[[str], No
     source = files_source(path, config.column, config.limits)
     if source.splits:
         raise DataError(f"{path} is split already, into {', '.join(source.splits)}")
+    for note in source.notes():
+        say(note)
     if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
         raise DataError(f"{folder} lies in {path}, whose documents it would become part of; choose another folder")
     plan = {
@@ -121,7 +123,7 @@ def split(path: Path, folder: Path, config: SplitConfig, say: Callable[[str], No
             with Engine(config) as engine:
                 counts = _Passes(source, folder, work, config, engine, say).run()
             manifest = {"identity": identity_of(plan), "kind": "split", "plan": plan, **counts}
-            manifest["source"] = {"path": str(path.absolute()), "provenance": provenance_of(path)}
+            manifest["source"] = {**source.facts, "provenance": provenance_of(path)}
             if source.listing() != plan["source"]:
                 raise DataError(changed(path, folder))
             write_json(folder / MANIFEST, manifest)

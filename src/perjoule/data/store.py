@@ -94,6 +94,8 @@ def prepare(source: Source, tokenizer: TokenizerConfig, fractions: Fractions, ca
         DataError: if the documents cannot be read, change meanwhile, there is none, or the cache cannot be written.
         MissingExtra: for parquet files without pyarrow.
     """
+    for note in source.notes():
+        _log.warning(note)
     seen = look_at(source)
     recipe = [FORMAT, seen.documents, tokenizer.identity(), fractions.model_dump()]
     name = f"tokens-{store_files.checksum({'recipe': recipe})[:24]}"

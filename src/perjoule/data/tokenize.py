@@ -120,8 +120,11 @@ def tokenize_files(path: Path, out: Path, config: TokenizeConfig, say: Callable[
     if config.tokenizer is None:
         raise ConfigError("tokenize needs tokenizer=FILE.json (perjoule data tokenizer makes one)")
     tokenizer = TextTokenizer.load(expand_home(config.tokenizer))
+    source = files_source(path, config.column, config.limits)
+    for note in source.notes():
+        say(note)
     try:
-        done = tokenize(files_source(path, config.column, config.limits), tokenizer, expand_home(out), config, say)
+        done = tokenize(source, tokenizer, expand_home(out), config, say)
     except CannotWrite as error:
         raise CannotWrite(f"{error}; {KEPT}") from error
     for line in done.lines():
@@ -274,7 +277,7 @@ class _Tokenizing:
         """Do the units that are missing."""
         config = self._config
         work = TokenizeUnit(
-            source=replace(self._source, files=(), facts={}),
+            source=replace(self._source, files=(), facts={}, left_out={}),
             fractions=config.fractions,
             out=self._out.absolute(),
             unfinished=self._unfinished.absolute(),

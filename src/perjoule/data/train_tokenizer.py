@@ -141,6 +141,8 @@ def train_tokenizer(
     if file.suffix != ".json":
         raise DataError(f"{file} must end in .json, as tokenizer.json does")
     source = files_source(path, config.column, config.limits)
+    for note in source.notes():
+        say(note)
     plan = {"settings": config.model_dump(mode="json"), "source": source.listing()}
     facts_file = file.with_name(f"{file.stem}_facts.json")
     if file.exists():

@@ -8,13 +8,12 @@ how that was found, and how well it is known. Nothing is divided that no meter s
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from perjoule.core.files import temporary_folder
 from perjoule.measure.config import EnergyConfig
 from perjoule.measure.contract import Unavailable
 from perjoule.measure.ledger import PROVENANCE, Account, Bucket, Ledger, Tier, outermost_accounts
@@ -58,8 +57,8 @@ def token_energies(
         least_s: wall seconds of each.
     """
     spent: dict[str, tuple[int, float]] = {}
-    with tempfile.TemporaryDirectory(prefix="perjoule-") as folder:
-        with Measurement(Path(folder) / "run", energy=energy) as measured:
+    with temporary_folder() as folder:
+        with Measurement(folder / "run", energy=energy) as measured:
             for name, prepare in works.items():
                 work = prepare()
                 with measured.phase(name):

@@ -8,7 +8,6 @@ method cannot tell anything apart.
 from __future__ import annotations
 
 import random
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from perjoule.core.files import temporary_folder
 from perjoule.data.contract import Batch
 from perjoule.data.prefetch import Prefetcher
 from perjoule.measure.config import EnergyConfig
@@ -53,7 +53,7 @@ def measure(profile: MachineProfile, device: torch.device, quick: bool = False) 
     """
     num_rounds, num_steps = (3, 4) if quick else (24, 30)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perjoule-overhead-")))
+        folder = stack.enter_context(temporary_folder())
         arms = _arms(folder, device, profile, stack)
         seconds = _take_turns(arms, num_rounds, num_steps)
     ratios = {arm: Ratio.paired(seconds[arm], seconds[NOTHING]) for arm in arms if arm != NOTHING}

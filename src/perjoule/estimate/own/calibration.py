@@ -9,7 +9,6 @@ What is done is kept at once in the machine's profile: after a kill a second cal
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from perjoule.core.errors import DataError
+from perjoule.core.files import temporary_folder
 from perjoule.core.units import si
 from perjoule.estimate.contract import Estimate
 from perjoule.estimate.own.sample import Sample, read_sample
@@ -260,7 +260,7 @@ def measure(
     """
     from perjoule.estimate.own.counting import count
 
-    with tempfile.TemporaryDirectory(prefix="perjoule-calibration-") as folder:
+    with temporary_folder() as folder:
 
         def train(end: str) -> tuple[Sample, dict[str, Any]]:
             resolved = trainer.load(None, *_PLAIN, *overrides, f"stop={{{end}}}", f"runs={folder}")
