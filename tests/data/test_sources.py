@@ -453,7 +453,7 @@ def test_listing_changes_with_names_sizes_and_times_and_is_not_the_content(tmp_p
         source.listing()
 
 
-def texts(source: Source) -> tuple[list[str], dict[str, int]]:
+def texts_and_skipped(source: Source) -> tuple[list[str], dict[str, int]]:
     documents, skipped = read(source)
     return [document.text for document in documents], skipped
 
@@ -461,14 +461,14 @@ def texts(source: Source) -> tuple[list[str], dict[str, int]]:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_documents_are_read_by_their_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.txt").write_bytes("naïve\r\n😀".encode(encoding))
-    assert texts(files_source(tmp_path, "text")) == (["naïve\r\n😀"], {})
+    assert texts_and_skipped(files_source(tmp_path, "text")) == (["naïve\r\n😀"], {})
 
 
 def test_documents_that_are_no_text_are_counted(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     (tmp_path / "unmarked.txt").write_bytes("two bytes each".encode("utf-16-le"))
     (tmp_path / "good.txt").write_text("good")
-    assert texts(files_source(tmp_path, "text")) == (["good"], {"not_utf8": 1, "not_text": 1})
+    assert texts_and_skipped(files_source(tmp_path, "text")) == (["good"], {"not_utf8": 1, "not_text": 1})
 
 
 @pytest.mark.parametrize(
@@ -497,7 +497,7 @@ def test_rows_may_have_other_line_ends_marks_surrogates_and_keys_within_keys(tmp
         '{"text": "\\"text\\""}',
     ]
     (tmp_path / "a.jsonl").write_bytes("\r\n".join(rows).encode())
-    assert texts(files_source(tmp_path, "text")) == (["a", "b", '"text"'], {"not_utf8": 1})
+    assert texts_and_skipped(files_source(tmp_path, "text")) == (["a", "b", '"text"'], {"not_utf8": 1})
 
 
 def test_document_or_line_beyond_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,7 @@ def test_what_a_killed_build_of_another_tokenizer_left_is_replaced(corpus: Path,
 
 def test_failed_build_leaves_nothing(corpus: Path, cache: Path) -> None:
     (corpus / "z.jsonl").write_text('{"text": "fine"}\n{broken\n')
-    with pytest.raises(DataError, match=r"z\.jsonl:2 is not JSON"):
+    with pytest.raises(DataError, match=r"z\.jsonl:2 cannot be read"):
         store_of(corpus, cache)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
