@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from perjoule.core import memory
 from perjoule.core.errors import DataError, PerjouleError
 from perjoule.core.files import inside, read_text, special_kind, temporary_folder
-from perjoule.core.memory import available_bytes
 
 
 @pytest.mark.parametrize(
@@ -101,17 +99,3 @@ def test_temporary_folder_that_cannot_be_made_names_tmpdir(tmp_path: Path, monke
     with temporary_folder() as folder:
         assert folder.parent == tmp_path
     assert not folder.exists()
-
-
-def test_memory_of_a_container_is_what_its_group_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "job").mkdir()
-    (tmp_path / "job" / "memory.max").write_text("1000000")
-    (tmp_path / "job" / "memory.current").write_text("400000")
-    (tmp_path / "job" / "memory.stat").write_text("anon 1\ninactive_file 50000\n")
-    (tmp_path / "memory.max").write_text("max")
-    read = memory._text
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
-    monkeypatch.setattr(memory, "_text", lambda path: "0::/job\n" if str(path) == "/proc/self/cgroup" else read(path))
-    assert available_bytes() == 650_000
-    (tmp_path / "job" / "memory.max").write_text("max")
-    assert available_bytes() > 1_000_000

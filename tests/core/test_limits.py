@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from perjoule.core.limits import cpu_quota, memory_bytes, num_cores, usable_cores
+from perjoule.core.limits import available_bytes, cpu_quota, memory_bytes, num_cores, usable_cores
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = (
@@ -127,3 +127,16 @@ def test_memory_is_that_of_the_machine_or_the_tightest_limit(
 def test_damaged_lines_limit_nothing(tmp_path: Path) -> None:
     root = system(tmp_path, "nonsense\n1 2 - x\n" + V2, "0::/job\n", {"job/cpu.max": "many of them"})
     assert cpu_quota(root=root) == INFINITE
+
+
+def test_memory_that_is_left_is_that_of_the_tightest_group_and_cached_files_are_given_up(tmp_path: Path) -> None:
+    files = {
+        "pod/memory.max": "1000000",
+        "pod/memory.current": "400000",
+        "pod/memory.stat": "anon 1\ninactive_file 50000",
+        "memory.max": "max",
+    }
+    root = system(tmp_path, V2, "0::/pod\n", files)
+    assert available_bytes(root) == 650_000
+    (root / "proc/meminfo").write_text("MemTotal: 800 kB\nMemAvailable:   600 kB\n")
+    assert available_bytes(root) == 600 * 1024

@@ -65,6 +65,34 @@ def memory_bytes(root: Path = ROOT) -> int:
     return min([machine, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
+def available_bytes(root: Path = ROOT) -> int:
+    """Return the bytes that this process can still allocate: what the machine has available, or fewer by its cgroups.
+
+    What a group uses for cached files counts as available: the kernel gives it up.
+
+    Args:
+        root: where ``proc`` and the mount points lie.
+    """
+    available = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    available += _numbers(_read(root / "proc/meminfo"), "MemAvailable:", 1024)
+    for folder in _groups(os.getpid(), "memory", root):
+        for limit, used, cached in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            most, now = _read(folder / limit), _read(folder / used)
+            if most.isdecimal() and now.isdecimal():
+                given_up = sum(_numbers(_read(folder / "memory.stat"), cached, 1))
+                available.append(max(0, int(most) - int(now) + given_up))
+    return min(available)
+
+
+def _numbers(text: str, name: str, factor: int) -> list[int]:
+    """Return the number behind a name in a table of the kernel's, if it has one."""
+    rows = (line.split() for line in text.splitlines())
+    return [int(row[1]) * factor for row in rows if len(row) > 1 and row[0] == name and row[1].isdecimal()]
+
+
 def _quota(folder: Path) -> float:
     """Return the cores that one group allows, infinity if it sets no limit."""
     quota, _, period = _read(folder / "cpu.max").partition(" ")

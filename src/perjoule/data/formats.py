@@ -26,7 +26,7 @@ from pydantic import Field, PositiveInt
 from perjoule.config import Config
 from perjoule.core.errors import DataError, MissingExtra, suggestion
 from perjoule.core.files import NotText, decode, encoding_mark
-from perjoule.core.memory import available_bytes
+from perjoule.core.limits import available_bytes
 from perjoule.core.units import byte_size
 
 NULL, EMPTY, BLANK, NOT_TEXT, NOT_UTF8 = "null", "empty", "blank", "not_text", "not_utf8"

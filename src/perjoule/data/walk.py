@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from perjoule.core.errors import DataError
+from perjoule.core.printable import one_line
 
 ENDING, HIDDEN, UNFINISHED, LOG, NO_FILE, LOOP = (
     "of another ending",
@@ -86,20 +87,15 @@ def left_out_lines(left_out: Mapping[str, LeftOut], accepted: str) -> Iterator[s
     for reason, those in left_out.items():
         more = f" and {those.count - len(those.names):,} more" if those.count > len(those.names) else ""
         hint = f"; accepted endings: {accepted}" if reason == ENDING else ""
-        yield f"not read: {those.count:,} {reason} ({', '.join(map(ascii_name, those.names))}{more}){hint}"
+        yield f"not read: {those.count:,} {reason} ({', '.join(map(one_line, those.names))}{more}){hint}"
 
 
 def left_out_facts(left_out: Mapping[str, LeftOut]) -> dict[str, Any]:
     """Return the counts and the first names by reason, for a manifest (JSON)."""
     return {
-        reason: {"count": those.count, "names": [ascii_name(name) for name in those.names]}
+        reason: {"count": those.count, "names": [one_line(name) for name in those.names]}
         for reason, those in left_out.items()
     }
-
-
-def ascii_name(name: str) -> str:
-    """Return a file name that can be printed and written: its control characters and stray bytes as escapes."""
-    return "".join(c if c.isprintable() and not "\ud800" <= c <= "\udfff" else repr(c)[1:-1] for c in name)
 
 
 class _Walking:
