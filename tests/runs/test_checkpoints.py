@@ -23,6 +23,8 @@ from perjoule.runs.checkpoints import (
     prune,
     publish,
     refuse_pickle,
+    remark_best,
+    restate,
     verify,
 )
 
@@ -131,8 +133,48 @@ def test_everything_is_on_the_disk_before_the_checkpoint_gets_its_name(
 def test_prune_keeps_the_newest_and_the_best(keep: int, best: int | None, left: list[int], tmp_path: Path) -> None:
     for step in (3, 1, 4, 2):
         publish(tmp_path, step, _writer(str(step)))
-    prune(tmp_path, keep, best)
+    prune(tmp_path, keep, [] if best is None else [best], 4)
     assert listed_steps(tmp_path) == left
+
+
+def test_prune_keeps_what_was_written_last_and_not_what_claims_to_be_later(tmp_path: Path) -> None:
+    for step in (5, 6, 10):
+        publish(tmp_path, step, _writer(str(step)))
+    prune(tmp_path, 1, [], 6)
+    assert listed_steps(tmp_path) == [6]
+
+
+def test_the_state_of_a_checkpoint_is_written_anew_and_its_other_files_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = publish(tmp_path, 5, _writer("weights"))
+    before = (path / "model.safetensors").stat().st_ino
+    for number in range(2):
+        restate(tmp_path, 5, lambda state: state.update(seen=True))
+        verify(path)
+        assert json.loads((path / "state.json").read_text(encoding="utf-8"))["seen"]
+        assert (path / "model.safetensors").read_text(encoding="utf-8") == "weights"
+        assert ((path / "model.safetensors").stat().st_ino == before) == (number == 0)
+        # a file system without second names gets a copy
+        monkeypatch.setattr(Path, "hardlink_to", lambda self, target: os.link("/nowhere", self))
+
+
+def test_the_mark_of_the_best_is_taken_back_with_the_steps_that_it_is_of(tmp_path: Path) -> None:
+    publish(tmp_path, 5, _writer("x"))
+    mark_best(tmp_path, 10, 1.0)
+    remark_best(tmp_path, 5, 2.0)
+    assert best_step(tmp_path) == 5
+    for step, loss in ((7, 2.0), (None, None)):
+        mark_best(tmp_path, 10, 1.0)
+        remark_best(tmp_path, step, loss)
+        assert best_step(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"step": null}', '{"step": "x"}', "3"])
+def test_a_damaged_mark_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "best.json").write_text(text, encoding="utf-8")
+    with pytest.raises(RunFolderError, match=r"best\.json is damaged"):
+        best_step(tmp_path)
 
 
 def test_listed_steps_are_ascending_and_only_checkpoints(tmp_path: Path) -> None:

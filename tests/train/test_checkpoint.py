@@ -278,7 +278,7 @@ def test_refusal_by_the_kernel_is_one_clear_line_and_leaves_nothing(tmp_path: Pa
 
 def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpointer = _checkpointer(tmp_path, keep=2)
-    progress = Progress(best_step=2, best_loss=1.0)
+    progress = Progress(best_step=2, best_loss=1.0, top=((1.0, 2),))
     for progress.step in range(1, 6):
         checkpointer.save(progress, [random_state()])
     assert checkpoints.listed_steps(tmp_path) == [2, 4, 5]

@@ -2,10 +2,12 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from tests.system.tiny import SEQ_LEN, Tiny, losses, metrics, resume, run_of
 
+from perjoule.runs.checkpoints import verify
 from perjoule.runs.folder import CHECKPOINTS, read_manifest
 from perjoule.runs.tables import load_run
 from perjoule.train.run import TrainResult
@@ -103,3 +105,47 @@ def test_the_test_split_can_be_evaluated(tiny: Tiny) -> None:
     assert evaluation.split == "test"
     assert evaluation.tokens == load_run(run).fact("data", "facts")["splits"]["test"]["num_useful"]
     assert len(losses(run)) == 5
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [("checkpoint.every_steps=3",), ("checkpoint.every_steps=3", "evaluate.every_steps=4", "checkpoint.keep=5")],
+)
+def test_the_evaluation_at_the_end_makes_the_last_checkpoint_the_best(tiny: Tiny, schedule: tuple[str, ...]) -> None:
+    result = tiny.train("stop.steps=9", "optimizer.lr=0.01", *schedule)
+    folder = run_of(result) / CHECKPOINTS
+    assert json.loads((folder / "best.json").read_text(encoding="utf-8")) == {"step": 9, "loss": result.held_out_loss}
+    state = json.loads((folder / "00000009" / "state.json").read_text(encoding="utf-8"))
+    assert (state["progress"]["best_step"], state["progress"]["best_loss"]) == (9, result.held_out_loss)
+    verify(folder / "00000009")
+
+
+def test_the_best_is_marked_only_once_its_checkpoint_is_written(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = []
+
+    def mark(folder: Path, step: int, loss: float) -> None:
+        marked.append((step, (folder / f"{step:08d}").is_dir()))
+
+    monkeypatch.setattr("perjoule.runs.checkpoints.mark_best", mark)
+    tiny.train("evaluate.every_steps=2", "optimizer.lr=0.01")
+    assert marked == [(2, True), (4, True), (5, True)]
+
+
+def test_several_of_the_best_are_kept(tiny: Tiny) -> None:
+    run = run_of(
+        tiny.train(
+            "stop.steps=12", "evaluate.every_steps=2", "optimizer.lr=0.5", "checkpoint.top=3", "checkpoint.keep=1"
+        )
+    )
+    evaluated = sorted((line["loss"], line["step"]) for line in metrics(run, "evaluate"))
+    kept = sorted(int(path.name) for path in (run / CHECKPOINTS).iterdir() if path.is_dir())
+    assert kept == sorted({*[step for _, step in evaluated[:3]], 12})
+
+
+def test_a_checkpoint_written_after_damaged_ones_is_kept(tiny: Tiny) -> None:
+    run = run_of(tiny.train("stop.steps=6", "checkpoint.every_steps=2", "evaluate.split=test", "checkpoint.keep=3"))
+    (run / CHECKPOINTS / "00000006" / "model.safetensors").write_bytes(b"damaged")
+    resume(run, "stop.steps=5", "checkpoint.keep=1", "checkpoint.best=false")
+    assert sorted(path.name for path in (run / CHECKPOINTS).iterdir() if path.is_dir()) == ["00000005"]
+    best = json.loads((run / CHECKPOINTS / "best.json").read_text(encoding="utf-8"))
+    assert best["step"] == 5

@@ -1,9 +1,11 @@
 """When a run ends: goals, patience, signals."""
 
+import json
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -77,6 +79,20 @@ def test_best_loss_is_the_lowest_and_only_a_lower_one_is_better() -> None:
         verdicts.append(progress.saw_held_out_loss(loss))
     assert verdicts == [True, True, False, False]
     assert (progress.best_loss, progress.best_step, progress.stale_evaluations) == (4.0, 2, 2)
+
+
+def test_the_lowest_losses_are_remembered_and_come_back_from_a_checkpoint() -> None:
+    progress = Progress()
+    among = []
+    for progress.step, loss in enumerate([5.0, 4.0, 4.5, 6.0], 1):
+        progress.saw_held_out_loss(loss, keep=2)
+        among.append(progress.is_among_the_best)
+    assert among == [True, True, True, False]
+    assert progress.top == ((4.0, 2), (4.5, 3))
+    plain = json.loads(json.dumps(asdict(progress)))
+    assert Progress.revive(plain) == progress
+    del plain["top"]  # as an older version wrote it
+    assert Progress.revive(plain).top == ((4.0, 2),)
 
 
 def test_loss_that_is_not_finite_is_never_the_best() -> None:

@@ -20,8 +20,9 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from perjoule.core.errors import CheckpointError, RunFolderError
 from perjoule.runs.files import flush, flush_folder, read_json, write_json
@@ -67,11 +68,53 @@ def publish(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
     return final
 
 
-def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the ``keep`` newest checkpoints and the best one."""
+def restate(folder: Path, step: int, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Write the state of a checkpoint anew; its other files are kept, not copied.
+
+    Args:
+        folder: the run's ``checkpoints`` folder.
+        step: of the checkpoint, which must be there.
+        change: changes what ``state.json`` says.
+
+    Raises:
+        RunFolderError: as :func:`publish`; the checkpoint is as it was.
+    """
+    before = folder / f"{step:08d}"
+    state = read_json(before / STATE)
+    change(state)
+
+    def write(temporary: Path) -> None:
+        for path in before.iterdir():
+            if path.name == STATE:
+                write_json(temporary / STATE, state)
+            elif path.name != SUMS:
+                _link_or_copy(path, temporary / path.name)
+
+    return publish(folder, step, write)
+
+
+def _link_or_copy(path: Path, other: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no such names."""
+    try:
+        other.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, other)
+
+
+def prune(folder: Path, keep: int, kept_besides: Collection[int], newest: int) -> None:
+    """Delete all but the ``keep`` newest checkpoints and some besides.
+
+    Args:
+        folder: the run's ``checkpoints`` folder.
+        keep: how many.
+        kept_besides: steps that are kept as well, such as the best.
+        newest: the step that was written last. What claims to be later was passed over as damaged, or belongs to steps
+            that were thrown away.
+    """
     steps = listed_steps(folder)
-    for step in steps[: -keep or None]:
-        if step != best_step:
+    kept = {*[step for step in steps if step <= newest][-keep:], newest, *kept_besides}
+    for step in steps:
+        if step not in kept:
             shutil.rmtree(folder / f"{step:08d}", ignore_errors=True)
 
 
@@ -96,13 +139,36 @@ def listed_steps(folder: Path) -> list[int]:
 
 
 def mark_best(folder: Path, step: int, loss: float) -> None:
-    """Note which checkpoint had the lowest held-out loss."""
+    """Note which checkpoint, which is on the disk, had the lowest held-out loss."""
     write_json(folder / BEST, {"step": step, "loss": loss})
 
 
+def remark_best(folder: Path, step: int | None, loss: float | None) -> None:
+    """Note the best checkpoint of a run that goes on, or take back a note that stems from steps that were thrown away.
+
+    Args:
+        folder: the run's ``checkpoints`` folder.
+        step: of the lowest held-out loss, as the run knows it; None if it knows none.
+        loss: that loss.
+    """
+    if step is not None and loss is not None and (folder / f"{step:08d}").is_dir():
+        mark_best(folder, step, loss)
+    else:
+        (folder / BEST).unlink(missing_ok=True)
+
+
 def best_step(folder: Path) -> int | None:
-    """Return the step of the best checkpoint, or None if none was marked."""
-    return int(read_json(folder / BEST)["step"]) if (folder / BEST).is_file() else None
+    """Return the step of the best checkpoint, or None if none was marked.
+
+    Raises:
+        RunFolderError: if the note is damaged.
+    """
+    if not (folder / BEST).is_file():
+        return None
+    try:
+        return int(read_json(folder / BEST)["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{folder / BEST} is damaged: it names no step") from error
 
 
 def verify(checkpoint: Path) -> None:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from perjoule.core.errors import CheckpointError
+from perjoule.core.errors import CheckpointError, RunFolderError
 from perjoule.models.weights import load_weights, unique_tensors
 from perjoule.runs import checkpoints
 from perjoule.runs.files import read_json, write_json
@@ -56,7 +56,7 @@ class Checkpointer:
         folder: the run's ``checkpoints`` folder.
         model: the module whose weights are saved.
         optimizer: its optimizer.
-        keep: how many of the newest to keep.
+        keep: how many of the newest to keep, besides the best.
         asynchronous: write in a thread.
         done: called with a :class:`Saved` when one is on the disk, from the writing thread.
     """
@@ -99,15 +99,15 @@ class Checkpointer:
             "optimizer_scalars": scalars,
             "random": [state["plain"] for state in random_states],
         }
-        step, best_step = progress.step, progress.best_step
+        now = dataclasses.replace(progress)
         blocked_s = time.monotonic() - started
 
         def write() -> None:
             begun = time.monotonic()
-            path = checkpoints.publish(self.folder, step, write_files)
-            checkpoints.prune(self.folder, self.keep, best_step)
+            path = checkpoints.publish(self.folder, now.step, write_files)
             num_bytes = sum(file.stat().st_size for file in path.iterdir())
-            self.done(Saved(path, step, num_bytes, blocked_s, time.monotonic() - begun))
+            self._note_best(now)
+            self.done(Saved(path, now.step, num_bytes, blocked_s, time.monotonic() - begun))
 
         def write_files(folder: Path) -> None:
             _write_tensors(weights, folder / checkpoints.MODEL)
@@ -118,14 +118,33 @@ class Checkpointer:
             self._thread = threading.Thread(target=self._guarded, args=(write,), name="perjoule-checkpoint")
             self._thread.start()
         else:
-            write()
+            self._guarded(write)
+            self.wait()
 
     def _guarded(self, write: Callable[[], None]) -> None:
-        """Run in the thread; keep the error for the training thread."""
+        """Run, and keep the error for the training thread."""
         try:
             write()
         except Exception as error:
             self._error = error
+
+    def restate(self, progress: Progress) -> None:
+        """Write into the checkpoint of this step what has become known since it was saved: an evaluation.
+
+        Raises:
+            RunFolderError: if this or the previous checkpoint cannot be written.
+        """
+        self.wait()
+        checkpoints.restate(
+            self.folder, progress.step, lambda state: state.update(progress=dataclasses.asdict(progress))
+        )
+        self._note_best(progress)
+
+    def _note_best(self, progress: Progress) -> None:
+        """Mark the best checkpoint, which is on the disk, and delete those that are kept no longer."""
+        if progress.best_step == progress.step and progress.best_loss is not None:
+            checkpoints.mark_best(self.folder, progress.step, progress.best_loss)
+        checkpoints.prune(self.folder, self.keep, [step for _, step in progress.top], progress.step)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is on the disk; raise what went wrong."""
@@ -134,6 +153,8 @@ class Checkpointer:
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
+            if isinstance(error, OSError):
+                raise RunFolderError(f"cannot write a checkpoint below {self.folder}: {error.strerror}") from error
             raise error
 
     def _copy(self, section: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -177,7 +198,7 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         prefix = f"random.{rank}."
         tensors = {key.removeprefix(prefix): value for key, value in training.items() if key.startswith(prefix)}
         restore_random_state({"tensors": tensors, "plain": state["random"][rank]})
-    return Progress(**state["progress"]), known
+    return Progress.revive(state["progress"]), known
 
 
 def optimizer_tensors(

@@ -84,9 +84,11 @@ class CheckpointConfig(Config):
     every_steps: PositiveInt | None = None
     """None: only at the end and when asked to stop."""
     keep: PositiveInt = 2
-    """How many of the newest are kept; the best one is kept besides."""
+    """How many of the newest are kept; the best ones are kept besides."""
+    top: PositiveInt = 1
+    """How many of those with the lowest held-out loss are kept."""
     best: bool = True
-    """Also save whenever an evaluation finds the lowest held-out loss so far."""
+    """Also save whenever an evaluation finds one of the ``top`` lowest held-out losses so far."""
     asynchronous: bool = True
     """Copy to memory, then write while training goes on."""
 

@@ -292,6 +292,8 @@ class _Assembly:
             self.console.line("no checkpoint yet: training starts again at step 1")
             return Progress()
         progress, same_random_states = restore(newest, module, optimizer, self.ranks.rank)
+        if self.ranks.leads:
+            checkpoints.remark_best(saved, progress.best_step, progress.best_loss)
         if self.config.schedule.follows_the_end and "stop" in changed_sections(self.resume, self.resolved):
             self.console.line(
                 "stop has changed and schedule.horizon_steps is not set: the learning rate takes a new curve"

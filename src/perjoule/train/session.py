@@ -83,6 +83,7 @@ class Session:
         self.recorder: Recorder | None = None
         self.bridge: StatsBridge | None = None
         self.left: Left | None = None
+        self._unsaved_evaluation = False
         section = self.config.checkpoint
         self.checkpointer = Checkpointer(
             self.path / folder.CHECKPOINTS, self.module, self.optimizer, section.keep, section.asynchronous, self._saved
@@ -238,7 +239,8 @@ class Session:
         section, progress, begun = self.config.evaluate, self.progress, time.perf_counter()
         result = self.measure_held_out()
         self.last_loss, self.last_evaluated = result.loss, progress.step
-        best = progress.saw_held_out_loss(result.loss)
+        best = progress.saw_held_out_loss(result.loss, self.config.checkpoint.top)
+        self._unsaved_evaluation = True
         if self.folder is not None:
             self.folder.append_event(
                 "evaluate",
@@ -252,19 +254,18 @@ class Session:
             self.left.evaluated(time.perf_counter() - begun, result.loss)
         mark = " (best so far)" if best else ""
         self.console.line(f"step {progress.step}: {section.split} loss {result.loss:.4f}{mark}")
-        return best and self.config.checkpoint.best
+        return progress.is_among_the_best and self.config.checkpoint.best
 
     def save(self) -> None:
-        """Write a checkpoint, once per step."""
-        progress = self.progress
-        if self.last_saved == progress.step:
-            return
-        self.last_saved, begun = progress.step, time.perf_counter()
-        states = self.ranks.gather(random_state())
-        if self.folder is not None:
-            if progress.best_step == progress.step and progress.best_loss is not None:
-                checkpoints.mark_best(self.folder.checkpoints, progress.step, progress.best_loss)
-            self.checkpointer.save(progress, states)
+        """Write a checkpoint, or what an evaluation of the same step has found since it was written."""
+        progress, begun = self.progress, time.perf_counter()
+        if self.last_saved != progress.step:
+            states = self.ranks.gather(random_state())
+            if self.folder is not None:
+                self.checkpointer.save(progress, states)
+        elif self._unsaved_evaluation and self.folder is not None:
+            self.checkpointer.restate(progress)
+        self.last_saved, self._unsaved_evaluation = progress.step, False
         if self.left is not None:
             self.left.saved(time.perf_counter() - begun)
 
@@ -287,7 +288,7 @@ class Session:
         if self.held_out is not None and status == folder.FINISHED and self.last_evaluated != progress.step:
             with recorder.phase(phases.EVALUATE):
                 self.evaluate()
-        if self.last_saved != progress.step:
+        if self.last_saved != progress.step or self._unsaved_evaluation:
             with recorder.phase(phases.CHECKPOINT):
                 self.save()
         self.checkpointer.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import FrameType
@@ -26,6 +27,7 @@ class Progress:
         seconds: time spent in steps, over all segments.
         best_loss: lowest held-out loss so far, with ``best_step``.
         stale_evaluations: evaluations since then.
+        top: the lowest held-out losses with their steps, whose checkpoints are kept; lowest first.
     """
 
     step: int = 0
@@ -36,10 +38,32 @@ class Progress:
     best_loss: float | None = None
     best_step: int | None = None
     stale_evaluations: int = 0
+    top: tuple[tuple[float, int], ...] = ()
 
-    def saw_held_out_loss(self, loss: float) -> bool:
-        """Take note of an evaluation; return whether it is the best so far."""
-        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+    @classmethod
+    def revive(cls, plain: Mapping[str, Any]) -> Progress:
+        """Return the progress from what JSON made of it; a checkpoint of an older version knows the best one only."""
+        best = [(plain["best_loss"], plain["best_step"])] if plain["best_step"] is not None else []
+        top = tuple((float(loss), int(step)) for loss, step in plain.get("top", best))
+        return cls(**{**plain, "top": top})
+
+    @property
+    def is_among_the_best(self) -> bool:
+        """Return whether the loss of the present step is one of the lowest."""
+        return any(step == self.step for _, step in self.top)
+
+    def saw_held_out_loss(self, loss: float, keep: int = 1) -> bool:
+        """Take note of an evaluation; return whether it is the best so far.
+
+        Args:
+            loss: nats per position.
+            keep: how many of the lowest losses to remember.
+        """
+        if not math.isfinite(loss):
+            self.stale_evaluations += 1
+            return False
+        self.top = tuple(sorted((*self.top, (loss, self.step)))[:keep])
+        if self.best_loss is None or loss < self.best_loss:
             self.best_loss, self.best_step, self.stale_evaluations = loss, self.step, 0
             return True
         self.stale_evaluations += 1
