@@ -47,7 +47,7 @@ from perjoule.core import phases
 from perjoule.measure.config import EnergyConfig
 from perjoule.measure.contract import Site, Unavailable
 from perjoule.measure.machine import MachineProfile
-from perjoule.measure.meters.cpu_time import cpu_time_ns, descendants
+from perjoule.measure.process_tree import cpu_time_ns, descendants
 from perjoule.measure.recorder import FencePolicy, Recorder
 from perjoule.measure.sampler import Sampler, SamplerState
 from perjoule.measure.session import READY_WITHIN_S

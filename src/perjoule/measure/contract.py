@@ -39,10 +39,12 @@ class Site:
         pids: process ids of the run's ranks on this node.
         devices: accelerators they use, as in ``CUDA_VISIBLE_DEVICES`` (indices, UUIDs or MIG UUIDs) after torch's own
             numbering was mapped through it; empty if they use none.
+        parent: a process whose children are the run, without being part of it itself; 0 if there is none.
     """
 
     pids: tuple[int, ...]
     devices: tuple[str, ...] = ()
+    parent: int = 0
 
 
 @dataclass(frozen=True)

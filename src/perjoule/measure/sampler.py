@@ -315,7 +315,7 @@ def main() -> int:
         with contextlib.suppress(OSError):
             os.write(1, b"reading\n")
 
-    site = Site(tuple(told["site"]["pids"]), tuple(told["site"]["devices"]))
+    site = Site(tuple(told["site"]["pids"]), tuple(told["site"]["devices"]), told["site"].get("parent", 0))
     job = Job(Path(told["path"]), [revive(meter) for meter in told["meters"]], site, told["rate_hz"], told["facts"])
     try:
         sample(job, wait, started, time.process_time_ns)

@@ -13,7 +13,7 @@ from tests.measure.meters.conftest import Build
 
 from perjoule.measure.contract import Form, Meter, Unavailable
 from perjoule.measure.meters import cpu_time
-from perjoule.measure.meters.cpu_time import CpuClocks, CpuTimeConfig, cpu_time_ns, descendants, physical_cores
+from perjoule.measure.meters.cpu_time import CpuTimeConfig, physical_cores
 
 WORK = "import time; end = time.process_time() + {}\nwhile time.process_time() < end: pass\nprint('done', flush=True)\n"
 ASLEEP = "import sys; sys.stdin.read()"
@@ -39,11 +39,6 @@ def start() -> Iterator[Start]:
             pipe.close()
 
 
-@pytest.fixture
-def rescan_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_time, "_RESCAN_S", 0.0)
-
-
 def line(process: subprocess.Popen[bytes]) -> bytes:
     assert process.stdout is not None
     return process.stdout.readline()
@@ -65,18 +60,6 @@ def burn(seconds: float) -> None:
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass
-
-
-def test_clock_of_another_process_is_exact(start: Start) -> None:
-    assert cpu_time_ns(os.getpid()) == pytest.approx(time.process_time_ns(), abs=5e6)
-    child = start(WORK.format(0.05) + ASLEEP)
-    line(child)
-    spent_ns = cpu_time_ns(child.pid)
-    assert spent_ns >= 50e6
-    assert cpu_time_ns(child.pid) >= spent_ns
-    child.communicate(timeout=20)
-    with pytest.raises(OSError):
-        cpu_time_ns(child.pid)
 
 
 def test_energy_is_idle_power_times_time_plus_active_power_times_cpu_time(build: Build) -> None:
@@ -142,63 +125,6 @@ def test_hyper_threads_are_parts_of_a_physical_core(siblings: list[str], cores: 
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(f"{listing}\n")
     assert physical_cores(range(4), tmp_path) == cores
-
-
-def test_time_of_all_processes_is_added_and_that_of_one_that_ended_is_kept(start: Start) -> None:
-    ready = "print('ready', flush=True)\n"
-    busy, other = start(ready + ASLEEP + "\n" + WORK.format(0.05) + "time.sleep(60)"), start(ready + ASLEEP)
-    assert line(busy) == line(other) == b"ready\n"
-    clocks = CpuClocks((busy.pid, other.pid))
-    assert clocks.spent_ns() < 40e6
-    assert busy.stdin is not None
-    busy.stdin.close()
-    assert line(busy) == b"done\n"
-    spent_ns = clocks.spent_ns()
-    assert spent_ns >= 50e6
-    busy.kill()
-    busy.wait()
-    assert spent_ns <= clocks.spent_ns() < spent_ns + 20e6
-
-
-@pytest.mark.usefixtures("rescan_always")
-def test_time_of_processes_that_the_run_starts_is_counted_and_that_of_this_process_is_not(start: Start) -> None:
-    program = (
-        "import subprocess, sys\n"
-        "sys.stdin.readline()\n"
-        f"loader = subprocess.Popen([sys.executable, '-S', '-c', {WORK.format(0.05) + ASLEEP!r}], stdin=0, stdout=1)\n"
-        "loader.wait()\n"
-    )
-    run = start(program)
-    clocks = CpuClocks((run.pid,))
-    assert run.stdin is not None
-    run.stdin.write(b"\n")
-    run.stdin.flush()
-    assert line(run) == b"done\n"
-    spent_ns = clocks.spent_ns()
-    assert spent_ns >= 50e6
-    assert len(descendants((run.pid,))) == 1
-    before_ns = clocks.spent_ns()
-    burn(0.05)
-    assert clocks.spent_ns() - before_ns < 40e6
-    assert run.pid in descendants((os.getpid(),))
-    assert os.getpid() not in descendants((os.getppid(),))
-
-
-def test_child_from_before_counts_only_from_now_on(start: Start) -> None:
-    child = start(WORK.format(0.05) + ASLEEP)
-    line(child)
-    begun_ns = time.process_time_ns()
-    clocks = CpuClocks((os.getpid(),))
-    spent_ns = clocks.spent_ns()
-    assert spent_ns < time.process_time_ns() - begun_ns + 20e6
-
-
-def test_energy_never_falls_when_a_number_is_given_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([100, 900, 30, 50])
-    monkeypatch.setattr(cpu_time, "cpu_time_ns", lambda pid: next(times))
-    monkeypatch.setattr(cpu_time, "descendants", lambda pids: set())
-    clocks = CpuClocks((77,))
-    assert [clocks.spent_ns(), clocks.spent_ns(), clocks.spent_ns()] == [800, 800, 800]
 
 
 def test_nothing_to_meter_and_systems_without_the_clock_are_unavailable(

@@ -53,4 +53,4 @@ def test_process_that_is_not_there_makes_it_unavailable(build: Build) -> None:
     assert build(RamConfig()) == (Unavailable("there is no process to meter"),)
     (missing,) = build(RamConfig(), os.getpid(), 2**22 + 1)
     assert isinstance(missing, Unavailable)
-    assert missing.reason.startswith(f"/proc/{2**22 + 1}/statm: No such file")
+    assert missing.reason.startswith(f"there is no /proc/{2**22 + 1}/statm")

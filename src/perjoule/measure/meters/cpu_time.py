@@ -5,10 +5,9 @@
     energy = idle_w_per_core × num_cores × time + (active_w_per_core - idle_w_per_core) × core-seconds of the run
 
 This is a model, for machines without an energy counter. It knows nothing of clock rates, instructions or temperature.
-CPU time is exact to nanoseconds: it is the kernel's CPU clock of each process, not a count of ticks. It includes
-processes that the run started (loaders, not the sampler itself); of one that ends, the time since the last reading is
-lost. Charged are only the cores that the run may use, by its affinity and the quota of its cgroups, never the whole
-socket.
+CPU time is that of the run's processes and of all that they start (loaders, not the sampler itself), also of those that
+ended (:mod:`perjoule.measure.process_tree`). Charged are only the cores that the run may use, by its affinity and the
+quota of its cgroups, never the whole socket.
 
 **Where the watts come from.** ``active_w_per_core`` is thermal design power divided by cores, the median of the data
 sheets below, rounded. They range from 3.5 to 13.1 W, which is the interval of a factor 2 in both directions that the
@@ -27,7 +26,6 @@ No data sheet states the power of an idle core; a seventh of the active one is o
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import time
@@ -41,11 +39,10 @@ from perjoule.config import Config
 from perjoule.core.limits import cpu_quota
 from perjoule.measure.contract import Form, Meter, Sensor, Site, Unavailable
 from perjoule.measure.meters.sysfs import text
+from perjoule.measure.process_tree import CpuClocks
 
 _ACTIVE_W_PER_CORE, _IDLE_W_PER_CORE = 7.0, 1.0
 _PRIOR = "median data-sheet power per core of 12 processors; not of this machine"
-_RESCAN_S = 1.0
-"""How often new children are looked for: reading the lists of a process with many threads costs half a millisecond."""
 
 
 class CpuTimeConfig(Config):
@@ -67,12 +64,13 @@ class CpuTimeConfig(Config):
 
     def build(self, site: Site) -> tuple[Meter | Unavailable, ...]:
         """Start counting, or say why the system does not tell a process's CPU time."""
-        if not site.pids:
+        pids = site.pids or ((site.parent,) if site.parent else ())
+        if not pids:
             return (Unavailable("there is no process to meter"),)
         try:
-            allowed = set().union(*map(os.sched_getaffinity, site.pids))
-            quota = cpu_quota(site.pids)
-            processes = CpuClocks(site.pids)
+            allowed = set().union(*map(os.sched_getaffinity, pids))
+            quota = cpu_quota(pids)
+            processes = CpuClocks(site.pids, site.parent)
         except (OSError, AttributeError) as error:
             known = isinstance(error, ProcessLookupError)
             return (Unavailable("the run's process has ended" if known else f"only Linux has such clocks: {error}"),)
@@ -124,67 +122,6 @@ class ModelledCpu:
 
     def close(self) -> None:
         """Nothing was opened."""
-
-
-class CpuClocks:
-    """CPU time of processes and of all that they start, except this process, since the object was made.
-
-    Args:
-        pids: the processes.
-
-    Raises:
-        ProcessLookupError: if none of them runs.
-        OSError: if the system has no CPU clocks of other processes.
-    """
-
-    def __init__(self, pids: Iterable[int]) -> None:
-        self._roots = tuple(pids)
-        self._first = {pid: cpu_time_ns(pid) for pid in self._roots}
-        for pid in descendants(self._roots) - self._first.keys():
-            with contextlib.suppress(OSError):
-                self._first[pid] = cpu_time_ns(pid)
-        self._last = dict(self._first)
-        self._ended_ns = 0
-        self._scanned_s = time.monotonic()
-
-    def spent_ns(self) -> int:
-        """Return the CPU time since the object was made, nanoseconds; never less than before."""
-        if time.monotonic() - self._scanned_s > _RESCAN_S:
-            self._scanned_s = time.monotonic()
-            for pid in descendants(self._roots) - self._first.keys():
-                self._first[pid] = self._last[pid] = 0
-        for pid, last in list(self._last.items()):
-            try:
-                now = cpu_time_ns(pid)
-            except OSError:
-                now = -1
-            if now >= last:
-                self._last[pid] = now
-            else:  # it ended, or its number was given to another process
-                self._ended_ns += last - self._first.pop(pid)
-                del self._last[pid]
-        return self._ended_ns + sum(self._last.values()) - sum(self._first.values())
-
-
-def cpu_time_ns(pid: int) -> int:
-    """Return the CPU time of all threads of a process since it started, to the nanosecond.
-
-    Raises:
-        OSError: if there is no such process, or no such clock on this system.
-    """
-    return time.clock_gettime_ns((~pid << 3) | 2)  # Linux's number of the scheduler's clock of a whole process
-
-
-def descendants(pids: Iterable[int]) -> set[int]:
-    """Return the processes that the given ones started, and those that these started, except this process."""
-    found: set[int] = set()
-    waiting = list(pids)
-    while waiting:
-        for path in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
-            children = {int(pid) for pid in text(path).split()} - found - {os.getpid()}
-            found |= children
-            waiting += children
-    return found
 
 
 def physical_cores(cpus: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> float:
