@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_logged_is_told_from_one_that_is_not_finite(tmp_path:
 
 
 def test_a_loop_within_a_generator_that_is_closed_is_stopped(tmp_path: Path) -> None:
-    def losses() -> Iterator[float]:
+    def losses() -> Generator[float]:
         with measured(tmp_path / "run") as one:
             for loss in (3.0, 2.0, 1.0):
                 with one.step(loss=loss):

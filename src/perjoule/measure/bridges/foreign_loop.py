@@ -1,0 +1,134 @@
+"""What the hooks of somebody else's loop lack: a folder for each training, notice of its end, the rows of a batch."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
+from types import FrameType
+from typing import Any
+
+from perjoule.core.errors import RunFolderError
+from perjoule.measure.session import Measurement, describe_end
+from perjoule.runs.folder import FAILED
+
+LOG = logging.getLogger("perjoule")
+_LOOK_EVERY_S = 0.2
+_MAIN_FIELDS = ("input_ids", "inputs_embeds", "pixel_values", "labels")
+"""Fields of a batch whose first axis is the rows, looked for before any other."""
+_SUSPENDED_KINDS = 0x20 | 0x80 | 0x200
+"""Flags of the code of generators and coroutines, whose frames may rest without being over."""
+
+
+def begin_in_new_folder(pattern: Measurement) -> Measurement:
+    """Begin a measurement in the folder that was asked for, or in ``name-2`` and so on if that exists.
+
+    Args:
+        pattern: begins itself if its folder is free, else one of the same kind does.
+
+    Returns:
+        the measurement that has begun.
+
+    Raises:
+        RunFolderError: if no folder can be made.
+        ConfigError: if the place of its carbon is not known.
+    """
+    measurement = pattern
+    for number in count(2):
+        try:
+            measurement.__enter__()
+        except RunFolderError as error:
+            if not isinstance(error.__cause__, FileExistsError):
+                raise
+        else:
+            break
+        measurement = pattern.again(pattern.run.with_name(f"{pattern.run.name}-{number}"))
+    if measurement is not pattern:
+        LOG.warning("perjoule: %s exists already: this training is recorded in %s", pattern.run, measurement.run)
+    return measurement
+
+
+class FrameWatch:
+    """Notices that a loop was left, however that happens: for hooks whose closing hook an error skips.
+
+    The loop is the innermost function from which both the first hook and a later one were called, whatever lies
+    between it and them. A thread looks five times a second whether it still runs; the end of the program is noticed
+    as well.
+
+    Args:
+        left: is given status and reason of the run; called at most once, by another thread.
+    """
+
+    def __init__(self, left: Callable[[str, str], None]) -> None:
+        self._thread_id, self._left = threading.get_ident(), left
+        self._began_in = list(_stack(self._thread_id))[1:]
+        self._loop: FrameType | None = None
+        self._stopped = threading.Event()
+        atexit.register(self._leave)
+
+    def later_hook(self) -> None:
+        """Learn from a hook of the same loop, such as that of a step, which function it is."""
+        if not self._began_in:
+            return
+        now = set(_stack(self._thread_id))
+        self._loop = next((frame for frame in self._began_in if frame in now), None)
+        self._began_in = []
+        if self._loop is not None and not self._loop.f_code.co_flags & _SUSPENDED_KINDS:
+            threading.Thread(target=self._look, name="perjoule-frame-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """Watch no longer. May be called twice."""
+        self._stopped.set()
+        self._loop, self._began_in = None, []  # frames hold whatever their functions did
+        atexit.unregister(self._leave)
+
+    def _look(self) -> None:
+        while not self._stopped.wait(_LOOK_EVERY_S):
+            # Two looks: the stack may change while it is walked down.
+            if self._loop not in {*_stack(self._thread_id), *_stack(self._thread_id)}:
+                self._leave()
+
+    def _leave(self) -> None:
+        loop = self._loop
+        if self._stopped.is_set():
+            return
+        self.stop()
+        error = getattr(sys, "last_value", None)  # that nobody caught: in a notebook, or at the end of the program
+        if isinstance(error, BaseException) and (loop is None or loop in _frames_of(error)):
+            self._left(*describe_end(error))
+        else:
+            name = "the program" if loop is None else loop.f_code.co_qualname
+            self._left(FAILED, f"{name} was left before the training had ended")
+
+
+def _stack(thread_id: int) -> Iterator[FrameType]:
+    frame = sys._current_frames().get(thread_id)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _frames_of(error: BaseException) -> Iterator[FrameType]:
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
+
+
+def num_rows(batch: Any) -> int | None:
+    """Return how many rows a batch has: the length of the first axis of its first array; None if it has none.
+
+    Args:
+        batch: an array or tensor, or a mapping, list or tuple of such; of a mapping ``input_ids`` and its like first.
+    """
+    if shape := getattr(batch, "shape", None):
+        return int(shape[0])
+    parts: Iterable[Any] = ()
+    if isinstance(batch, Mapping):
+        parts = [batch[name] for name in _MAIN_FIELDS if name in batch] + list(batch.values())
+    elif isinstance(batch, list | tuple):
+        parts = batch
+    return next((rows for part in parts if (rows := num_rows(part)) is not None), None)
