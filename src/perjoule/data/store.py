@@ -163,7 +163,7 @@ def _build(folder: Path, source: Source, seen: Seen, config: TokenizerConfig, fr
         for document in source.documents(Counter())
         if (document.split or fractions.split_of(document.key)) == TRAIN
     )
-    tokenizer = config.build(training)
+    tokenizer = config.build(training, _log.info)
     settings = TokenizeConfig(fractions=fractions)
     try:
         manifest = tokenize(source, tokenizer, folder, settings, _log.info, seen).manifest

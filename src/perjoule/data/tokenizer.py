@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from perjoule.config import Config
 from perjoule.core.cache import expand_home
 from perjoule.core.errors import DataError, nearest
+from perjoule.core.files import read_text
+from perjoule.core.units import byte_size, duration
+from perjoule.data.background import in_background
 
 BOS, PAD = "<|bos|>", "<|pad|>"
 BOS_NAMES = (
@@ -37,6 +40,13 @@ PAD_NAMES = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
 """What the special tokens are called in a tokenizer file; the first that exists is taken."""
 SMALLEST_VOCABULARY = 256 + 2
 """Every byte, BOS and padding."""
+LARGEST_VOCABULARY = 1 << 22
+"""The library makes room for as many tokens as it is asked for, and ends the process where there is none."""
+LONGEST_WORD = 256
+"""Bytes. Training takes time that grows with the square of a word's length, so longer words (a genome, text without
+blanks, a line of dashes) are cut for it: all of the text is learned from, but no token crosses a cut. Encoding cuts
+nothing."""
+_LARGEST_FILE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -87,12 +97,13 @@ class TextTokenizer:
         Raises:
             DataError: if the file is missing, is no tokenizers file, or has no BOS.
         """
-        if not path.is_file():
+        if not path.exists():
             siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
             near = nearest(path.name, siblings)
             raise DataError(f"no tokenizer file {path}" + (f"; did you mean {near!r}?" if near else ""))
+        text = read_text(path, "the tokenizer", DataError, _LARGEST_FILE_BYTES)
         try:
-            inner = Tokenizer.from_file(str(path))
+            inner = Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
             raise DataError(f"{path} is not a Hugging Face tokenizers file (tokenizer.json): {error}") from error
         return cls.wrap(inner, str(path))
@@ -126,6 +137,7 @@ def byte_level_bpe(
     special_tokens: Sequence[str],
     min_frequency: int = 0,
     normalizer: Any = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Tokenizer:
     """Train a byte-level BPE; the same texts always give the same tokenizer.
 
@@ -135,6 +147,7 @@ def byte_level_bpe(
         special_tokens: get the ids from 0.
         min_frequency: of a pair, to be merged.
         normalizer: of the ``tokenizers`` library; None: text is left as it is.
+        say: is told now and then how far it is.
     """
     inner = Tokenizer(models.BPE())
     if normalizer is not None:
@@ -148,8 +161,47 @@ def byte_level_bpe(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator(iter(texts), trainer)
+    train_inner(inner, texts, trainer, say)
     return inner
+
+
+def train_inner(inner: Tokenizer, texts: Iterable[str], trainer: Any, say: Callable[[str], None]) -> None:
+    """Train with words of bounded length; a signal is answered meanwhile.
+
+    Args:
+        inner: with all but its vocabulary.
+        texts: read once.
+        trainer: of the ``tokenizers`` library.
+        say: is told now and then how far it is.
+    """
+    num_bytes, is_read = 0, False
+
+    def counted() -> Iterator[str]:
+        nonlocal num_bytes, is_read
+        for text in texts:
+            num_bytes += len(text)
+            yield text
+        is_read = True
+
+    def waiting(seconds: float) -> None:
+        what = "choosing tokens" if is_read else "counting words"
+        say(f"training the tokenizer: {what}, {byte_size(num_bytes)} read, {duration(seconds)} so far")
+
+    words = inner.pre_tokenizer
+    inner.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD)])
+    in_background(lambda: inner.train_from_iterator(counted(), trainer), waiting)
+    inner.pre_tokenizer = words
+
+
+def at_most_largest(vocab_size: int) -> int:
+    """Return the size of a vocabulary if one of that size can be trained.
+
+    Raises:
+        ValueError: if not.
+    """
+    if vocab_size > LARGEST_VOCABULARY:
+        raise ValueError(f"must be at most {LARGEST_VOCABULARY:,}")
+    return vocab_size
 
 
 class TokenizerConfig(Config):
@@ -166,7 +218,7 @@ class TokenizerConfig(Config):
     def _holds_every_byte(cls, value: int) -> int:
         if value < SMALLEST_VOCABULARY:
             raise ValueError(f"must be at least {SMALLEST_VOCABULARY} (256 bytes and 2 special tokens)")
-        return value
+        return at_most_largest(value)
 
     def identity(self) -> str:
         """Return what the tokens depend on besides the documents.
@@ -178,7 +230,7 @@ class TokenizerConfig(Config):
             return f"byte-level BPE, vocab_size {self.vocab_size}"
         return f"file {TextTokenizer.load(expand_home(self.file)).content_hash}"
 
-    def build(self, texts: Iterable[str]) -> TextTokenizer:
+    def build(self, texts: Iterable[str], say: Callable[[str], None] = lambda line: None) -> TextTokenizer:
         """Load the file, or train on ``texts`` (which are read only in that case).
 
         Raises:
@@ -186,5 +238,5 @@ class TokenizerConfig(Config):
         """
         if self.file is not None:
             return TextTokenizer.load(expand_home(self.file))
-        inner = byte_level_bpe(texts, self.vocab_size, (BOS, PAD))
+        inner = byte_level_bpe(texts, self.vocab_size, (BOS, PAD), say=say)
         return TextTokenizer.wrap(inner, "the trained tokenizer")

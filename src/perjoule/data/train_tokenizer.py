@@ -36,7 +36,16 @@ from perjoule.data.formats import DEFAULT_LIMITS, Limits
 from perjoule.data.parts import rank_of
 from perjoule.data.sources import Source, Unit, files_source
 from perjoule.data.split import TRAIN, VALIDATION, Fractions
-from perjoule.data.tokenizer import BOS, BOS_NAMES, PAD, PAD_NAMES, TextTokenizer, byte_level_bpe
+from perjoule.data.tokenizer import (
+    BOS,
+    BOS_NAMES,
+    PAD,
+    PAD_NAMES,
+    TextTokenizer,
+    at_most_largest,
+    byte_level_bpe,
+    train_inner,
+)
 
 Normalization = Literal["nfc", "nfkc", "lowercase", "strip_accents"]
 
@@ -96,6 +105,7 @@ class TrainTokenizerConfig(Config):
         names = self.special_names()
         if len(set(names)) < len(names):
             raise ValueError(f"the special tokens must differ: {', '.join(names)}")
+        at_most_largest(self.vocab_size)
         smallest = len(names) + (0 if self.kind == "wordpiece" else 256)
         if self.vocab_size < smallest:
             raise ValueError(f"vocab_size must be at least {smallest}, for {len(names)} special tokens and all bytes")
@@ -156,7 +166,7 @@ def train_tokenizer(
         file.parent.mkdir(parents=True, exist_ok=True)
     sample = _Sample(source, config)
     say(f"training on {sample.documents:,} of {sample.seen_documents:,} documents, {byte_size(sample.num_bytes)}")
-    inner = _train(sample.texts(), config)
+    inner = _train(sample.texts(), config, say)
     inner.post_processor = _post_processor(inner, config)
     content = inner.to_str(pretty=True).encode()
     tokenizer = TextTokenizer.wrap(Tokenizer.from_str(content.decode()), str(file))  # as whoever reads the file has it
@@ -257,13 +267,13 @@ def _some_units(units: Sequence[Unit], num_bytes: int, seed: int) -> tuple[Unit,
     return tuple(unit for unit in units if unit in chosen)
 
 
-def _train(texts: Iterator[str], config: TrainTokenizerConfig) -> Tokenizer:
+def _train(texts: Iterator[str], config: TrainTokenizerConfig, say: Callable[[str], None]) -> Tokenizer:
     """Train the kind that was asked for."""
     special = config.special_names()
     steps = [_NORMALIZERS[name]() for name in config.normalizer]
     normalizer = normalizers.Sequence(steps) if steps else None
     if config.kind == "bpe":
-        return byte_level_bpe(texts, config.vocab_size, special, config.min_frequency, normalizer)
+        return byte_level_bpe(texts, config.vocab_size, special, config.min_frequency, normalizer, say)
     trainer: Any
     if config.kind == "unigram":
         inner = Tokenizer(models.Unigram())
@@ -277,7 +287,9 @@ def _train(texts: Iterator[str], config: TrainTokenizerConfig) -> Tokenizer:
         )
     else:
         inner = Tokenizer(models.WordPiece(unk_token=config.unk))
-        inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        # The model knows no word that is longer than this, and cutting one costs less than losing it.
+        cut = pre_tokenizers.FixedLength(inner.model.max_input_chars_per_word)
+        inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), cut])
         inner.decoder = decoders.WordPiece()
         trainer = trainers.WordPieceTrainer(
             vocab_size=config.vocab_size,
@@ -287,7 +299,7 @@ def _train(texts: Iterator[str], config: TrainTokenizerConfig) -> Tokenizer:
         )
     if normalizer is not None:
         inner.normalizer = normalizer
-    inner.train_from_iterator(texts, trainer)
+    train_inner(inner, texts, trainer, say)
     return inner
 
 
