@@ -64,7 +64,7 @@ def published_loss(model: EBT, tensors: Mapping[str, Tensor], start: Tensor) -> 
     state, losses = start, []
     for _ in range(model.config.thinking.steps):
         base = state.detach().requires_grad_().softmax(-1)
-        x = torch.cat((tokens, base @ model.candidate_weight), dim=1)
+        x = torch.cat((tokens, base @ model.candidate_matrix()), dim=1)
         for block in model.body.blocks:
             assert isinstance(block, Block)
             attention = block.attention
@@ -199,7 +199,7 @@ def decoding(context: int, batch_size: int, rounds: int) -> None:
             logits: Tensor = model(batch, with_logits=True).logits
         return logits[:, -1]
 
-    start = model.fixed_starts(1).expand(*input_ids.shape, -1)
+    start = model.fixed_starts(1, model.candidate_matrix()).expand(*input_ids.shape, -1)
     off = (cached() - recomputed()).abs().max().item()
     arms = {"published form": lambda: published_loss(model, batch, start), "ours": recomputed, "cached": cached}
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}

@@ -16,8 +16,9 @@ from perjoule.evaluate.contract import Findings, Metric
 from perjoule.evaluate.corpus import LossConfig, corpus_loss
 from perjoule.evaluate.thinking_curves import ThinkingCurvesConfig, _falls_throughout, thinking_curves
 from perjoule.evaluate.trained import Trained, load_trained
-from perjoule.models.ebt import EBT, Simplex
+from perjoule.models.ebt import EBT
 from perjoule.models.ebt_decode import Decoding
+from perjoule.models.ebt_simplex import Simplex
 
 FEW: dict[str, Any] = {"candidates": 2, "stop_shares": 0.1, "splits": "validation", "batch_size": 64}
 DYCK = ("data={kind: dyck, num_kinds: 2, depth: 3, seq_len: 24, num_held_out: 20, num_train: 100}",)
@@ -29,7 +30,7 @@ def thinker(tiny: Tiny, *overrides: str, scale: float = 0.1) -> Trained:
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in trained.model.named_parameters():
-            if name != "step_size_factor":
+            if name != "alpha.factor":
                 parameter.copy_(torch.randn(parameter.shape) * scale + (scale > 0 and "norm" in name))
     return trained
 
@@ -80,12 +81,12 @@ def test_curve_is_the_loss_and_energy_of_each_step_in_the_last_landscape(tiny: T
     curve = findings.details["splits"]["validation"]["curve"]
     assert curve["steps"] == [0, 1, 2, 3, 4, 5]
     useful, energy = labels != -100, model.energy(inputs)
-    state = model.fixed_starts(1)[0].expand(*inputs.shape, -1)
+    state = model.fixed_starts(1, model.candidate_matrix())[0].expand(*inputs.shape, -1)
     for steps in range(6):
         if steps:
             state = model.deliberate(inputs, Decoding(steps)).logits
         loss = F.cross_entropy(state[useful], labels[useful]).item()
-        candidate = Simplex(model.candidate_weight).enter(state)[1]
+        candidate = Simplex(model.candidate_matrix()).enter(state)[1]
         with torch.no_grad():
             depth = energy(candidate, 4)[useful].mean().item()
         assert curve["loss"][steps] == pytest.approx(loss, rel=1e-4)
@@ -115,8 +116,8 @@ def test_best_of_two_is_at_each_position_the_guess_that_ends_lower(
     inputs, labels = rows_of(trained)
     useful = labels != -100
     losses, energies = [], []
-    for start in model.fixed_starts(2):
-        monkeypatch.setattr(model, "fixed_starts", lambda num, start=start: start[None])
+    for start in model.fixed_starts(2, model.candidate_matrix()):
+        monkeypatch.setattr(model, "fixed_starts", lambda num, weight, start=start: start[None])
         verdict = model.deliberate(inputs, Decoding(2))
         losses.append(F.cross_entropy(verdict.logits[useful], labels[useful], reduction="none"))
         energies.append(verdict.energy[useful])

@@ -71,7 +71,7 @@ def compare(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[
             parameter.copy_(in_our_layout(name, weights, model.config))
         model.embedding.weight.mul_(scale)
     input_ids = tensors["input_ids"].long()
-    logits = F.linear(model.hidden(input_ids), model.output_weight)
+    logits = model.logits(model.hidden(input_ids))
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
     loss.backward()  # type: ignore[no-untyped-call]
     found = [("logits", error(logits, tensors["logits"])), ("loss", error(loss, tensors["loss"].reshape(())))]

@@ -22,7 +22,7 @@ def tiny_ebt(thinking: dict[str, Any] | None = None, scale: float = 0.3, seq_len
         torch.manual_seed(1)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name != "step_size_factor":
+                if name != "alpha.factor":
                     parameter.copy_(torch.randn(parameter.shape) * scale + ("norm" in name))
     return model
 

@@ -162,7 +162,7 @@ def test_contrast_prefers_the_true_token_and_ignores_what_has_no_label() -> None
     torch.testing.assert_close(output.loss, plain.loss + 0.5 * output.metrics["contrastive_loss"])
     energy = model.energy(batch["input_ids"])
     found = model.think(energy, start, last_state=True).steps[-1].energy
-    pairs = torch.stack((energy(model.candidate_weight[batch["labels"].clamp(min=0)], 1), found), dim=-1)
+    pairs = torch.stack((energy(model.candidate_matrix()[batch["labels"].clamp(min=0)], 1), found), dim=-1)
     targets = torch.where(batch["labels"] < 0, -100, 0).flatten()
     expected = torch.nn.functional.cross_entropy(-pairs.flatten(0, 1), targets)
     torch.testing.assert_close(output.metrics["contrastive_loss"], expected.detach())

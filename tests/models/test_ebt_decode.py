@@ -80,7 +80,7 @@ def test_stages_share_the_last_landscape_so_that_energies_compare() -> None:
     assert len(verdict.stages) == 3
     energy = model.energy(input_ids)
     for stage in verdict.stages:
-        expected = energy(stage.logits.softmax(-1) @ model.candidate_weight, 1)
+        expected = energy(stage.logits.softmax(-1) @ model.candidate_matrix(), 1)
         torch.testing.assert_close(stage.energy, expected)
 
 

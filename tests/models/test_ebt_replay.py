@@ -11,6 +11,8 @@ from torch import Tensor
 from perjoule.models.ebt import EBT
 from perjoule.models.ebt_body import Context
 from perjoule.models.ebt_replay import Replay
+from perjoule.models.thinking import Energy
+from perjoule.models.thinking import Path as ThinkingPath
 from perjoule.models.weights import load_weights, unique_tensors
 
 
@@ -78,9 +80,9 @@ def test_recalled_rows_start_where_they_were_left() -> None:
     model, batch, starts = replaying(), tokens(4), []
     original = model.think
 
-    def spy(energy, start, last_state):  # type: ignore[no-untyped-def]
+    def spy(energy: Energy, start: Tensor, last_state: bool, weight: Tensor | None = None) -> ThinkingPath:
         starts.append(start)
-        return original(energy, start, last_state)
+        return original(energy, start, last_state, weight)
 
     model.think = spy  # type: ignore[method-assign]
     model(batch)

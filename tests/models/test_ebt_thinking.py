@@ -9,7 +9,8 @@ from tests.models.ebt_cases import VARIANTS, guesses, tiny_ebt, tokens
 from torch import Tensor
 
 from perjoule.core.errors import ConfigError, TrainingDiverged
-from perjoule.models.ebt import EBT, Simplex
+from perjoule.models.ebt import EBT
+from perjoule.models.ebt_simplex import Simplex
 from perjoule.models.thinking import Schedule, ThinkingConfig, slope_of
 
 
@@ -31,7 +32,7 @@ def frozen_objective(model: EBT, batch: dict[str, Tensor], states: list[Tensor])
     thinking, total, losses = model.config.thinking, len(states), []
     window = {"all": total, "none": total}.get(thinking.detach) or min(int(thinking.detach[5:]), total)
     energy = model.energy(batch["input_ids"])
-    weight, state = model.candidate_weight, states[total - window]
+    weight, state = model.candidate_matrix(), states[total - window]
     for number in range(total - window, total):
         if thinking.detach == "all":
             state = states[number]

@@ -69,6 +69,6 @@ def test_recomputation_is_spent_but_not_stated() -> None:
     assert saving.flops_per_token(40) == plain.flops_per_token(40)
     # Forward is a third of a step. The blocks' is computed twice, but for their last product, which nothing needs.
     step = counted_flops_per_token(plain, 40)
-    blocks = step / 3 - 2 * plain.output_weight.numel()
+    blocks = step / 3 - 2 * plain.embedding.weight.numel()
     last_products = 3 * 2 * plain.config.ffn_width * plain.config.dim
     assert counted_flops_per_token(saving, 40) == step + blocks - last_products

@@ -137,4 +137,5 @@ def test_data_that_does_not_fit_the_model_is_refused(
 @pytest.mark.parametrize(("vocab_size", "rows"), [(None, 1000), (1000, 1000), (1024, 1024)])
 def test_vocabulary_is_the_data_s_or_larger(vocab_size: int | None, rows: int) -> None:
     model = build_on_meta(TransformerConfig(vocab_size=vocab_size))
-    assert model.embedding.weight.shape == model.output_weight.shape == (rows, 256)
+    assert model.output is not None
+    assert model.embedding.weight.shape == model.output.weight.shape == (rows, 256)

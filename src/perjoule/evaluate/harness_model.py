@@ -23,7 +23,6 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs  # 
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # type: ignore[import-untyped]
 from pydantic import ValidationError
 from torch import Tensor
-from torch.nn import functional as F
 
 from perjoule.core.errors import ConfigError
 from perjoule.core.labels import IGNORED
@@ -209,7 +208,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         ends = [slice(len(inputs) - last, len(inputs)) for inputs, last in zip(batch, asked, strict=True)]
         if isinstance(self.model, LanguageModel | RetNet):
             hidden = self.model.hidden(input_ids)
-            return [F.linear(row[end], self.model.output_weight) for row, end in zip(hidden, ends, strict=True)]
+            return [self.model.logits(row[end]) for row, end in zip(hidden, ends, strict=True)]
         if isinstance(self.model, EBT) and self.thinking != DecodingConfig():
             logits = self.model.deliberate(input_ids, self.thinking.build()).logits
         else:

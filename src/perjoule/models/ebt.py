@@ -6,7 +6,7 @@
     z_k+1  = p_k - α·δ_k·Wᵀ                                      num_steps times
     loss   = mean over steps, or the last, of cross-entropy(z_k, labels)
 
-There is no output matrix: the logits are read out through the candidates' embedding W (:attr:`EBT.candidate_weight`),
+There is no output matrix: the logits are read out through the candidates' embedding W (:meth:`EBT.candidate_matrix`),
 and the energy's gradient with respect to p is never formed but in them. ebt_body.py holds the energy and its
 *variants*, thinking.py the descent and how far gradients reach, layers/two_stream.py the attention, ebt_decode.py what
 thinking without learning can do besides.
@@ -31,7 +31,7 @@ Gladstone et al., Energy-Based Transformers are Scalable Learners and Thinkers, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -45,14 +45,12 @@ from perjoule.models.ebt_body import Context, EnergyBody
 from perjoule.models.ebt_decode import Cache, Decoding, Verdict, best_row, better_of, deliberate
 from perjoule.models.ebt_loss import Judge
 from perjoule.models.ebt_replay import Recalled, Replay
+from perjoule.models.ebt_simplex import Simplex, StepSize, drawn_starts, fixed_starts, state_dtype
 from perjoule.models.ebt_sizes import EBTSizes
 from perjoule.models.layers.cache import align
 from perjoule.models.layers.language import decaying_groups, initialise
-from perjoule.models.layers.readout import read_out
+from perjoule.models.layers.linear import embedding_matrix
 from perjoule.models.thinking import Energy, Path, Schedule, think
-
-SMALLEST_STEP_SIZE = 1e-4
-"""Floor of the learned step size."""
 
 
 class EBTConfig(EBTSizes):
@@ -61,27 +59,6 @@ class EBTConfig(EBTSizes):
     def build(self, shape: Mapping[str, int]) -> EBT:
         """Build the model for a data set; see :meth:`LanguageSizes.build`."""
         return EBT(self, self.vocabulary(shape), shape["seq_len"])
-
-
-@dataclass(frozen=True)
-class Simplex:
-    """The space of next-token distributions; see :class:`~perjoule.models.thinking.Space`.
-
-    Args:
-        weight: (vocab, dim), the candidates' embedding.
-    """
-
-    weight: Tensor
-
-    def enter(self, state: Float[Tensor, "*batch vocab"]) -> tuple[Tensor, Tensor]:
-        """Return the distribution of the logits, and its embedding."""
-        base = state.softmax(-1)
-        # As wide as the weights under autocast, too: a residual stream is not narrowed.
-        return base, (base.to(self.weight.dtype) @ self.weight).to(self.weight.dtype)
-
-    def leave(self, base: Float[Tensor, "*batch vocab"], move: Float[Tensor, "*batch dim"]) -> Tensor:
-        """Return the new logits."""
-        return read_out(base, move, self.weight)
 
 
 class EBT(nn.Module):
@@ -108,9 +85,7 @@ class EBT(nn.Module):
         self.candidate_embedding = None if config.tie_candidates else nn.Embedding(vocab_size, config.dim)
         self.body = EnergyBody(config, seq_len)
         thinking = config.thinking
-        # Learned in units of the first step size, so that a learning rate fits whatever that is.
-        self.step_size_factor = nn.Parameter(torch.ones(()), requires_grad=thinking.learn_step_size)
-        self.initial_step_size = config.initial_step_size(vocab_size)
+        self.alpha = StepSize(config.initial_step_size(vocab_size), thinking.learn_step_size)
         self.replay = None
         if thinking.replay_fraction > 0:
             self.replay = Replay(thinking.replay_capacity, seq_len, vocab_size, thinking.replay_max_age)
@@ -127,19 +102,34 @@ class EBT(nn.Module):
         initialise(self, self.body.blocks, self.config.init_std)
         self.body.reset_modulations(self.config.init_std)
         nn.init.zeros_(self.body.head.weight)
-        nn.init.ones_(self.step_size_factor)
+        nn.init.ones_(self.alpha.factor)
         if self.replay is not None:
             self.replay.forget()
 
+    def candidate_matrix(self, device: torch.device | None = None) -> Float[Tensor, "vocab dim"]:
+        """Return the candidates' embedding, through which logits are read out.
+
+        Args:
+            device: of the inputs; None is torch's default.
+        """
+        embedding = self.embedding if self.candidate_embedding is None else self.candidate_embedding
+        return embedding_matrix(embedding, self.vocab_size, device)
+
     @property
-    def candidate_weight(self) -> Float[Tensor, "vocab dim"]:
-        """Return the candidates' embedding, through which logits are read out."""
-        return self.embedding.weight if self.candidate_embedding is None else self.candidate_embedding.weight
+    def initial_step_size(self) -> float:
+        """Return α at the beginning."""
+        return self.alpha.initial
+
+    @property
+    def step_size_factor(self) -> nn.Parameter:
+        """Return the parameter that multiplies it."""
+        return self.alpha.factor
 
     @property
     def step_size(self) -> Float[Tensor, ""]:
         """Return α."""
-        return (self.initial_step_size * self.step_size_factor).clamp(min=SMALLEST_STEP_SIZE)
+        step_size: Tensor = self.alpha()
+        return step_size
 
     def forward(
         self,
@@ -171,11 +161,12 @@ class EBT(nn.Module):
             input_ids = torch.cat((input_ids, recalled.input_ids))
             labels = torch.cat((labels, recalled.labels))
             documents = None if documents is None else torch.cat((documents, recalled.documents))
+        weight = self.candidate_matrix(input_ids.device)
         if start is None:
-            start = self._start(input_ids, recalled)
-        energy = self.energy(input_ids, documents)
-        path = self.think(energy, start, with_logits or replay is not None or self.config.loss_chunk_rows is None)
-        judge = Judge(thinking, self.candidate_weight, self.config.loss_chunk_rows)
+            start = self._start(input_ids, recalled, weight)
+        energy, last_state = self.energy(input_ids, documents), with_logits or replay is not None
+        path = self.think(energy, start, last_state or self.config.loss_chunk_rows is None, weight)
+        judge = Judge(thinking, weight, self.config.loss_chunk_rows)
         loss, metrics = judge(path, labels, self.training)
         metrics["step_size"] = self.step_size.detach()
         if thinking.contrastive > 0 and self.training:
@@ -186,39 +177,21 @@ class EBT(nn.Module):
             replay.remember(input_ids, labels, path.states[-1].detach(), recalled, documents)
         return Output(loss, path.states[-1][:batch] if with_logits else None, metrics)
 
-    def _start(self, input_ids: Tensor, recalled: Recalled | None) -> Tensor:
+    def _start(self, input_ids: Tensor, recalled: Recalled | None, weight: Tensor) -> Tensor:
         """Return first guesses: drawn for each position, or one for all in evaluation; then the recalled ones."""
         thinking, shape = self.config.thinking, (*input_ids.shape, self.vocab_size)
         if not self.training:
-            return self.fixed_starts(1).expand(shape)
-        if thinking.start == "zeros":
-            start = torch.zeros(shape, device=input_ids.device, dtype=self._state_dtype)
-        else:
-            start = torch.randn(shape, device=input_ids.device, dtype=self._state_dtype) * thinking.start_std
+            return self.fixed_starts(1, weight).expand(shape)
+        start = drawn_starts(thinking, shape, weight)
         if recalled is not None:
             start[-len(recalled.states) :] = recalled.states
         return start
 
-    def fixed_starts(self, num: int) -> Float[Tensor, "num vocab"]:
-        """Return first guesses that are the same at every call: for evaluation, and for the best of several."""
-        thinking, device = self.config.thinking, self.embedding.weight.device
-        if device.type == "meta":
-            return torch.zeros(num, self.vocab_size, device=device)
-        draws = [
-            torch.randn(self.vocab_size, generator=torch.Generator().manual_seed(seed), device="cpu")
-            for seed in range(num)
-        ]
-        starts = torch.stack(draws) * thinking.start_std
-        if thinking.start == "zeros":
-            starts[0] = 0.0
-        return starts.to(device, self._state_dtype)
+    def fixed_starts(self, num: int, weight: Float[Tensor, "vocab dim"]) -> Float[Tensor, "num vocab"]:
+        """Return first guesses that are the same at every call; see ebt_simplex.py."""
+        return fixed_starts(self.config.thinking, num, weight)
 
-    @property
-    def _state_dtype(self) -> torch.dtype:
-        """Return the type of a first guess: float32 for narrower weights."""
-        return torch.promote_types(self.embedding.weight.dtype, torch.float32)
-
-    def think(self, energy: Energy, start: Tensor, last_state: bool) -> Path:
+    def think(self, energy: Energy, start: Tensor, last_state: bool, weight: Tensor | None = None) -> Path:
         """Think as in training, or without chance in evaluation."""
         thinking, noise_std, step_size = self.config.thinking, 0.0, self.step_size
         steps = thinking.most_steps
@@ -229,7 +202,8 @@ class EBT(nn.Module):
                 low, high = step_size / spread, step_size * spread
                 step_size = low + torch.rand(*start.shape[:2], 1, device=start.device) * (high - low)
         schedule = Schedule.of(steps, thinking.detach)
-        return think(energy, Simplex(self.candidate_weight), start, schedule, step_size, noise_std, last_state)
+        space = Simplex(self.candidate_matrix(start.device) if weight is None else weight)
+        return think(energy, space, start, schedule, step_size, noise_std, last_state)
 
     def energy(
         self, input_ids: Int64[Tensor, "batch seq"], documents: Int32[Tensor, "batch seq"] | None = None
@@ -285,18 +259,24 @@ class EBT(nn.Module):
             TrainingDiverged: if a slope is not finite.
         """
         decoding = decoding or self.decoding
-        energy, verdict = self.energy(input_ids, documents), None
-        for start in self.fixed_starts(decoding.candidates):
-            other = self._deliberate(energy, start.expand(*input_ids.shape, -1), decoding, staged)
+        energy, weight, verdict = self.energy(input_ids, documents), self.candidate_matrix(input_ids.device), None
+        for start in self.fixed_starts(decoding.candidates, weight):
+            other = self._deliberate(energy, weight, start.expand(*input_ids.shape, -1), decoding, staged)
             verdict = other if verdict is None else better_of(verdict, other)
         assert verdict is not None
         return verdict
 
     def _deliberate(
-        self, energy: Energy, start: Tensor, decoding: Decoding, staged: bool = False, scored: bool = True
+        self,
+        energy: Energy,
+        weight: Tensor,
+        start: Tensor,
+        decoding: Decoding,
+        staged: bool = False,
+        scored: bool = True,
     ) -> Verdict:
         steps = decoding.steps or self.config.thinking.most_steps
-        space, landscape_of = Simplex(self.candidate_weight), self.body.landscape_of
+        space, landscape_of = Simplex(weight), self.body.landscape_of
         return deliberate(energy, space, start, self.step_size, steps, decoding, landscape_of, staged, scored)
 
     @torch.no_grad()
@@ -329,8 +309,9 @@ class EBT(nn.Module):
         real = None if mask is None or bool(mask.all()) else mask
         landscapes = sorted({self.body.landscape_of(step) for step in range(steps)})
         contexts = {landscape: self.body.read(tokens, landscape, real) for landscape in landscapes}
-        cache = Cache(contexts, input_ids.shape[1], self.fixed_starts(decoding.candidates), decoding)
-        return self._next(cache, len(input_ids)), cache
+        weight = self.candidate_matrix(input_ids.device)
+        cache = Cache(contexts, input_ids.shape[1], self.fixed_starts(decoding.candidates, weight), decoding)
+        return self._next(cache, weight, len(input_ids)), cache
 
     @torch.no_grad()
     def decode(self, token: Int64[Tensor, " batch"], cache: Cache) -> tuple[Float[Tensor, "batch vocab"], Cache]:
@@ -351,18 +332,19 @@ class EBT(nn.Module):
         embedded = self.embedding(token).unsqueeze(1)
         contexts = {landscape: self.body.extend(context, embedded) for landscape, context in cache.contexts.items()}
         cache = replace(cache, contexts=contexts, num_tokens=cache.num_tokens + 1)
-        return self._next(cache, len(token)), cache
+        return self._next(cache, self.candidate_matrix(token.device), len(token)), cache
 
-    def _next(self, cache: Cache, batch: int) -> Tensor:
+    def _next(self, cache: Cache, weight: Tensor, batch: int) -> Tensor:
         """Think about the token behind what was read; several candidates are rows that share the context."""
 
         def energy(candidates: Tensor, step: int) -> Tensor:
             return self.body.energy(candidates, cache.contexts[self.body.landscape_of(step)], at_end=True)
 
         several = cache.decoding.candidates > 1
-        verdict = self._deliberate(energy, cache.starts.expand(batch, -1, -1), cache.decoding, scored=several)
+        starts = cache.starts.expand(batch, -1, -1)
+        verdict = self._deliberate(energy, weight, starts, cache.decoding, scored=several)
         logits = best_row(verdict) if several else verdict.logits[:, 0]
-        return logits.to(self._state_dtype)
+        return logits.to(state_dtype(weight))
 
     def flops_per_token(self, seq_len: int) -> FlopsPerToken:
         """Return the training FLOPs per token; see :mod:`perjoule.models.ebt_flops`. Replayed samples come on top."""

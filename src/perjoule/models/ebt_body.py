@@ -29,11 +29,11 @@ from torch.nn import functional as F
 from perjoule.models.ebt_sizes import EBTSizes
 from perjoule.models.layers.documents import places_within, visible_tokens
 from perjoule.models.layers.glu import GLU
-from perjoule.models.layers.norm import RMSNorm
+from perjoule.models.layers.linear import call_differentiably
 from perjoule.models.layers.positions import position_table
 from perjoule.models.layers.rope import Table
-from perjoule.models.layers.twice import gated, normalised
-from perjoule.models.layers.two_stream import TwoStreamAttention
+from perjoule.models.layers.twice import EnergyNorm, gated
+from perjoule.models.layers.two_stream import Stream, TwoStreamAttention
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ class Block(nn.Module):
 
     def __init__(self, sizes: EBTSizes) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(sizes.dim, sizes.norm_eps)
+        self.attention_norm = EnergyNorm(sizes.dim, sizes.norm_eps)
         self.attention = TwoStreamAttention(sizes.dim, sizes.num_heads)
-        self.ffn_norm = RMSNorm(sizes.dim, sizes.norm_eps)
+        self.ffn_norm = EnergyNorm(sizes.dim, sizes.norm_eps)
         self.ffn = GLU(sizes.dim, sizes.ffn_width)
         self.modulation = Modulation(sizes.dim, 6) if sizes.variant.startswith("adaln") else None
 
@@ -109,47 +109,34 @@ class Block(nn.Module):
         """Return shift, scale and gate of the attention and of the feed-forward layer."""
         return (None,) * 6 if self.modulation is None else self.modulation(vector)
 
-    def keys_and_values(
-        self, x: Float[Tensor, "batch seq dim"], table: Table | None, vector: Tensor | None
-    ) -> Float[Tensor, "2 batch heads seq head_dim"]:
-        """Return what candidates see of the context in this block."""
-        shift, scale, *_ = self.modulators(vector)
-        return self.attention.keys_and_values(modulated(normalised(x, self.attention_norm), shift, scale), table)
-
-    def context(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        table: Table | None,
-        past: Tensor | None,
-        visible: Tensor | None,
-        vector: Tensor | None,
-    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "2 batch heads columns head_dim"]]:
-        """Take the context through this block; return it and its keys and values."""
-        shift, scale, *rest = self.modulators(vector)
-        inputs = modulated(normalised(x, self.attention_norm), shift, scale)
-        mixed, kept = self.attention.context(inputs, table, past, visible)
-        return self._added(x, mixed, rest), kept
-
-    def candidates(
+    def forward(
         self,
         x: Float[Tensor, "batch rows dim"],
+        stream: Stream,
         table: Table | None,
-        kept: Float[Tensor, "2 batch heads columns head_dim"],
+        kept: Tensor | None,
         visible: Tensor | None,
         vector: Tensor | None,
-    ) -> Float[Tensor, "batch rows dim"]:
-        """Take candidates through this block."""
-        shift, scale, *rest = self.modulators(vector)
-        inputs = modulated(normalised(x, self.attention_norm), shift, scale)
-        return self._added(x, self.attention.candidates(inputs, table, kept, visible), rest)
+    ) -> tuple[Tensor, Tensor | None]:
+        """Take a stream through this block; return it, and the context's keys and values if it is that.
 
-    def _added(self, x: Tensor, mixed: Tensor, modulators: list[Tensor | None]) -> Tensor:
-        """Add the attention's output, then the feed-forward layer's."""
-        gate, shift, scale, ffn_gate = modulators
+        Args:
+            x: the residual stream.
+            stream: which one it is; of ``keys`` only those come back changed.
+            table: of its positions.
+            kept: (2, batch, heads, columns, head_dim) keys and values of earlier tokens, or of the candidates' context.
+            visible: which columns each row may see.
+            vector: the landscape's, which modulates.
+        """
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulators(vector)
+        inputs = modulated(self.attention_norm(x), shift, scale)
+        mixed, seen = self.attention(inputs, stream, table, kept, visible)
+        if mixed is None:
+            return x, seen
         x = x + (mixed if gate is None else gate * mixed)
-        up = self.ffn.gate_up(modulated(normalised(x, self.ffn_norm), shift, scale))
-        change: Tensor = self.ffn.down(gated(up))
-        return x + (change if ffn_gate is None else ffn_gate * change)
+        up = call_differentiably(self.ffn.gate_up, modulated(self.ffn_norm(x), ffn_shift, ffn_scale))
+        change = call_differentiably(self.ffn.down, gated(up))
+        return x + (change if ffn_gate is None else ffn_gate * change), seen
 
 
 class EnergyBody(nn.Module):
@@ -167,7 +154,7 @@ class EnergyBody(nn.Module):
         self.rope = position_table(sizes.positions, seq_len + 2, sizes.head_dim, sizes.rope_theta)
         self.landscapes = None if sizes.variant == "default" else nn.Embedding(sizes.num_landscapes, sizes.dim)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.num_layers))
-        self.norm = RMSNorm(sizes.dim, sizes.norm_eps)
+        self.norm = EnergyNorm(sizes.dim, sizes.norm_eps)
         self.modulation = Modulation(sizes.dim, 2) if sizes.variant.startswith("adaln") else None
         self.head = nn.Linear(sizes.dim, 1, bias=False)  # a bias would be an energy without a gradient
 
@@ -190,8 +177,8 @@ class EnergyBody(nn.Module):
         """Return the landscape of a thinking step: its own, or the last one if it has none."""
         return 0 if self.landscapes is None else min(step, self.num_landscapes - 1)
 
-    def _vector(self, landscape: int) -> Tensor | None:
-        return None if self.landscapes is None else self.landscapes.weight[landscape]
+    def _vector(self, landscape: int, device: torch.device) -> Tensor | None:
+        return None if self.landscapes is None else self.landscapes(torch.tensor([landscape], device=device))
 
     def _table(self, begin: int, end: int, positions: Tensor | None = None) -> Tensor | None:
         """Return the table from ``begin`` to before ``end``, if there is one, or that of positions before ``end``."""
@@ -218,7 +205,7 @@ class EnergyBody(nn.Module):
         visible = positions = None
         if documents is not None:
             visible, positions = visible_tokens(documents), places_within(documents)
-        vector = self._vector(landscape)
+        vector = self._vector(landscape, tokens.device)
         if self.variant == "time_embed":
             assert vector is not None
             # The landscape's vector stands right before the first real token, so that distances are as without padding.
@@ -251,18 +238,13 @@ class EnergyBody(nn.Module):
     def _through(self, x: Tensor, context: Context, visible: Tensor | None) -> Context:
         """Take new tokens through the blocks and return the context with them."""
         begin = context.num_columns if context.kept else 0
-        vector = None if self.variant == "time_embed" else self._vector(context.landscape)
+        vector = None if self.variant == "time_embed" else self._vector(context.landscape, x.device)
         table = self._table(begin, begin + x.shape[1], context.positions)
         kept = []
         for number, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            past = context.kept[number] if context.kept else None
-            if number < len(self.blocks) - 1:
-                x, seen = block.context(x, table, past, visible, vector)
-            else:
-                seen = block.keys_and_values(x, table, vector)
-                seen = seen if past is None else torch.cat((past, seen), dim=3)
-            kept.append(seen)
+            past, last = context.kept[number] if context.kept else None, number == len(self.blocks) - 1
+            x, seen = block(x, "keys" if last else "context", table, past, visible, vector)
+            kept.append(torch.cat((past, seen), dim=3) if last and past is not None else seen)
         return replace(context, kept=kept)
 
     def energy(
@@ -285,13 +267,11 @@ class EnergyBody(nn.Module):
             table = None if table is None else table.expand(-1, rows, -1)
             everything = candidates.new_ones(1, 1, 1, columns, dtype=torch.bool)
             visible = everything if context.real is None else context.real[:, None, None]
-        vector = None if self.variant == "time_embed" else self._vector(context.landscape)
+        vector = None if self.variant == "time_embed" else self._vector(context.landscape, candidates.device)
         x = candidates
         for block, kept in zip(self.blocks, context.kept, strict=True):
-            assert isinstance(block, Block)
-            x = block.candidates(x, table, kept, visible, vector)
-        x = normalised(x, self.norm)
+            x, _ = block(x, "candidates", table, kept, visible, vector)
+        x = self.norm(x)
         if self.modulation is not None:
             x = modulated(x, *self.modulation(vector))
-        energy: Tensor = self.head(x).squeeze(-1)
-        return energy
+        return call_differentiably(self.head, x).squeeze(-1)

@@ -32,6 +32,7 @@ from perjoule.config import Config
 from perjoule.core.errors import ConfigError
 from perjoule.models.contract import FlopsPerToken, Output
 from perjoule.models.ebt_body import Modulation, modulated
+from perjoule.models.layers.linear import call_differentiably
 from perjoule.models.thinking import Detach, Path, Schedule, think
 
 LAYER_NORM_EPS = 1e-6
@@ -110,13 +111,13 @@ class DenoiserBlock(nn.Module):
     ) -> Float[Tensor, "batch patches dim"]:
         """Add both layers' outputs to the residual stream."""
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation(condition)
-        heads = self.qkv(_normalised(x, shift, scale)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k, v = heads
+        heads = call_differentiably(self.qkv, _normalised(x, shift, scale))
+        q, k, v = heads.view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         # Fused attention cannot be differentiated twice.
         weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-        x = x + gate * self.output((weights @ v).transpose(1, 2).flatten(2))
-        change: Tensor = self.down(F.gelu(self.up(_normalised(x, ffn_shift, ffn_scale)), approximate="tanh"))
-        output: Tensor = x + ffn_gate * change
+        x = x + gate * call_differentiably(self.output, (weights @ v).transpose(1, 2).flatten(2))
+        up = call_differentiably(self.up, _normalised(x, ffn_shift, ffn_scale))
+        output: Tensor = x + ffn_gate * call_differentiably(self.down, F.gelu(up, approximate="tanh"))
         return output
 
 
@@ -183,8 +184,8 @@ class EBTDenoiser(nn.Module):
         x = self.patches(images).flatten(2).transpose(1, 2) + self.positions
         for block in self.blocks:
             x = block(x, self.condition)
-        energies: Tensor = self.head(_normalised(x, *self.modulation(self.condition))).squeeze(-1)
-        return energies.mean(1)
+        energies = call_differentiably(self.head, _normalised(x, *self.modulation(self.condition)))
+        return energies.squeeze(-1).mean(1)
 
     def think(self, noisy: Float[Tensor, "batch channels side side"], steps: int | None = None) -> Path:
         """Denoise.

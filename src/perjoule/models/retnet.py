@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int32, Int64
@@ -40,7 +40,7 @@ from perjoule.models.layers.documents import places_within
 from perjoule.models.layers.glu import GLU
 from perjoule.models.layers.language import LanguageModel
 from perjoule.models.layers.norm import RMSNorm
-from perjoule.models.layers.retention import Retention, Timeline, even_chunk, log_decays, timeline
+from perjoule.models.layers.retention import Memory, Retention, Timeline, even_chunk, log_decays, timeline
 from perjoule.models.layers.sizes import LanguageConfig
 
 
@@ -162,21 +162,11 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = GLU(config.dim, config.ffn_width, config.activation)
 
-    def forward(self, x: Float[Tensor, "batch seq dim"], times: Timeline) -> Float[Tensor, "batch seq dim"]:
-        """Add both layers' outputs to the residual stream."""
-        x = x + self.retention(self.retention_norm(x), times)
-        mixed: Tensor = x + self.ffn(self.ffn_norm(x))
-        return mixed
-
-    def prefill(self, x: Float[Tensor, "batch seq dim"], times: Timeline) -> tuple[Tensor, Tensor]:
-        """Return what :meth:`forward` does, and the state to decode from."""
-        mixed, state = self.retention.prefill(self.retention_norm(x), times)
-        x = x + mixed
-        return x + self.ffn(self.ffn_norm(x)), state
-
-    def decode(self, x: Float[Tensor, "batch 1 dim"], state: Tensor, times: Timeline) -> Float[Tensor, "batch 1 dim"]:
-        """Read one more token; the state is changed in place."""
-        x = x + self.retention.decode(self.retention_norm(x), state, times)
+    def forward(
+        self, x: Float[Tensor, "batch seq dim"], times: Timeline, memory: Memory | None = None
+    ) -> Float[Tensor, "batch seq dim"]:
+        """Add both layers' outputs to the residual stream; see :meth:`Retention.forward`."""
+        x = x + self.retention(self.retention_norm(x), times, memory)
         mixed: Tensor = x + self.ffn(self.ffn_norm(x))
         return mixed
 
@@ -195,11 +185,13 @@ class RetNet(LanguageModel):
         super().__init__(config, vocab_size, lambda: Block(config), lambda: RMSNorm(config.dim, config.norm_eps))
         self.log_decays = log_decays(config.num_heads, config.decay)
 
-    def places(self, seq_len: int, documents: Int32[Tensor, "batch seq"] | None = None) -> Timeline:
+    def places(
+        self, x: Float[Tensor, "batch seq dim"], documents: Int32[Tensor, "batch seq"] | None = None
+    ) -> Timeline:
         """Return what retention needs to know of whole sequences of any length."""
-        positions = torch.arange(seq_len, device=self.embedding.weight.device)
+        positions = torch.arange(x.shape[1], device=x.device)
         within = positions[None] if documents is None else places_within(documents)
-        return self._times(positions, within + 1, documents=documents)
+        return self._times(x.dtype, positions, within + 1, documents=documents)
 
     @torch.no_grad()
     def prefill(
@@ -218,12 +210,11 @@ class RetNet(LanguageModel):
         batch_size, seq_len = input_ids.shape
         positions = torch.arange(seq_len, device=input_ids.device)
         count = positions[None] + 1 if mask is None else mask.cumsum(1)
-        times = self._times(positions, count, mask)
         x = self.embedding(input_ids)
-        states = []
-        for block in self._blocks():
-            x, state = block.prefill(x, times)
-            states.append(state)
+        times, memories = self._times(x.dtype, positions, count, mask), [Memory() for _ in self.blocks]
+        for block, memory in zip(self.blocks, memories, strict=True):
+            x = block(x, times, memory)
+        states = [memory.read for memory in memories]
         num_read = count[:, -1].expand(batch_size)
         return self.next_logits(self.norm(x[:, -1])), RetNetCache(states, num_read, positions[-1] + 1)
 
@@ -238,10 +229,10 @@ class RetNet(LanguageModel):
             cache: as returned before; its states are changed in place.
         """
         num_read = cache.num_read + 1
-        times = self._times(cache.num_steps[None], num_read[:, None])
         x = self.embedding(token[:, None])
-        for block, state in zip(self._blocks(), cache.states, strict=True):
-            x = block.decode(x, state, times)
+        times = self._times(x.dtype, cache.num_steps[None], num_read[:, None])
+        for block, state in zip(self.blocks, cache.states, strict=True):
+            x = block(x, times, Memory(state))
         return self.next_logits(self.norm(x[:, -1])), RetNetCache(cache.states, num_read, cache.num_steps + 1)
 
     def flops_per_token(self, seq_len: int) -> FlopsPerToken:
@@ -260,14 +251,16 @@ class RetNet(LanguageModel):
         matrices = self.matrix_flops + through
         return FlopsPerToken(matrices + within, matrices + within // 2)
 
-    def _blocks(self) -> list[Block]:
-        return [cast(Block, block) for block in self.blocks]
-
     def _times(
-        self, positions: Tensor, count: Tensor, mask: Tensor | None = None, documents: Tensor | None = None
+        self,
+        narrow: torch.dtype,
+        positions: Tensor,
+        count: Tensor,
+        mask: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> Timeline:
         config, device = self.config, positions.device
-        dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
+        dtype = torch.promote_types(narrow, torch.float32)
         theta = config.rope_theta if config.positions == "rotation" else None
         log_decay = torch.tensor(self.log_decays, device=device, dtype=dtype)
         return timeline(log_decay, positions, count, config.head_dim, theta, mask, documents)

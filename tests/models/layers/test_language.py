@@ -124,7 +124,9 @@ def test_state_holds_weights_only_and_a_tied_matrix_once(kind: str) -> None:
     untied, tied = build(kind), build(kind, tie_embeddings=True)
     assert set(untied.state_dict()) == {name for name, _ in untied.named_parameters()}
     assert set(untied.state_dict()) - set(tied.state_dict()) == {"output.weight"}
-    assert tied.output_weight is tied.embedding.weight
+    rows = torch.randn(3, untied.config.dim)
+    torch.testing.assert_close(tied.logits(rows), rows @ tied.embedding.weight.T)
+    torch.testing.assert_close(untied.logits(rows), rows @ untied.state_dict()["output.weight"].T)
 
 
 def test_parameter_groups_decay_all_matrices_and_nothing_else(kind: str) -> None:

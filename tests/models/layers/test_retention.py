@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from perjoule.models.layers.retention import (
+    Memory,
     Retention,
     Timeline,
     chunkwise,
@@ -218,11 +219,12 @@ def test_layer_decodes_to_what_it_computes_at_once(form: Any) -> None:
     layer = Retention(HEADS * HEAD_DIM, HEADS * VALUE_DIM, HEADS, 1e-6, form, 4).double()
     x = torch.randn(2, 11, HEADS * HEAD_DIM, dtype=torch.float64)
     whole = layer(x, times_of(11))
-    begun, state = layer.prefill(x[:, :5], times_of(5))
+    memory = Memory()
+    begun = layer(x[:, :5], times_of(5), memory)
     torch.testing.assert_close(begun, whole[:, :5], rtol=0, atol=1e-12)
     for n in range(5, 11):
         now = torch.tensor([n])
-        step = layer.decode(x[:, n : n + 1], state, times_of(1, count=now[None] + 1))
+        step = layer(x[:, n : n + 1], times_of(1, count=now[None] + 1), memory)
         torch.testing.assert_close(step, whole[:, n : n + 1], rtol=0, atol=1e-12)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from perjoule.core.labels import IGNORED
 from perjoule.models.contract import Output
-from perjoule.models.ebt import EBT
 from perjoule.models.ebt_decode import Decoding
+from perjoule.models.ebt_simplex import StepSize
 from perjoule.models.huggingface.causal_lm import PerjouleForCausalLM
 from perjoule.models.huggingface.config import (
     PerjouleEBTConfig,
@@ -110,8 +110,8 @@ class EBTForCausalLM(PerjouleForCausalLM):  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """As the others; a step size that no checkpoint has is the first one."""
-        if isinstance(module, EBT):
-            nn.init.ones_(module.step_size_factor)
+        if isinstance(module, StepSize):
+            nn.init.ones_(module.factor)
         else:
             super()._init_weights(module)
 

@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Self
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -236,7 +235,8 @@ class PerjouleForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-
 
     def _logits(self, input_ids: Tensor) -> Tensor:
         """Run our module without asking for a loss."""
-        return F.linear(self.model.hidden(input_ids), self.model.output_weight)
+        logits: Tensor = self.model.logits(self.model.hidden(input_ids))
+        return logits
 
     def _read(self, input_ids: Tensor, rows: Rows | None) -> tuple[Tensor, Any]:
         """Read prompts into a new cache."""

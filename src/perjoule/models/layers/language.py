@@ -28,7 +28,8 @@ from perjoule.models.contract import FlopsPerToken, Output
 from perjoule.models.layers.attention import Places
 from perjoule.models.layers.cache import KeyValueCache, LayerCache, align
 from perjoule.models.layers.documents import hiding, visible_tokens
-from perjoule.models.layers.loss import chunked_next_token_loss, next_token_loss
+from perjoule.models.layers.linear import embedding_matrix, is_plain
+from perjoule.models.layers.loss import called_next_token_loss, chunked_next_token_loss, next_token_loss
 from perjoule.models.layers.norm import RMSNorm
 from perjoule.models.layers.positions import position_table
 from perjoule.models.layers.sizes import AttentionConfig, LanguageConfig
@@ -108,10 +109,12 @@ class LanguageModel(nn.Module, ABC):
         """
         initialise(self, self.blocks, self.config.init_std)
 
-    @property
-    def output_weight(self) -> Float[Tensor, "vocab dim"]:
-        """Return the output matrix, which is the embedding if they are tied."""
-        return self.embedding.weight if self.output is None else self.output.weight
+    def logits(self, rows: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
+        """Return the logits behind normalised positions: call the output matrix, or multiply with the embedding."""
+        if self.output is None:
+            return F.linear(rows, embedding_matrix(self.embedding, self.vocab_size, rows.device))
+        logits: Tensor = self.output(rows)
+        return logits
 
     def forward(self, tensors: Mapping[str, Int[Tensor, "batch seq"]], with_logits: bool = False) -> Output:
         """Compute the loss of one batch.
@@ -127,10 +130,20 @@ class LanguageModel(nn.Module, ABC):
         hidden = self.hidden(tensors["input_ids"], documents=tensors.get("documents"))
         rows, labels = hidden.flatten(0, 1), tensors["labels"].flatten()
         if self.config.loss_chunk_rows is not None and not with_logits:
-            return Output(chunked_next_token_loss(rows, self.output_weight, labels, self.config.loss_chunk_rows))
-        logits = F.linear(rows, self.output_weight)
+            return Output(self._chunked_loss(rows, labels, self.config.loss_chunk_rows))
+        logits = self.logits(rows)
         loss = next_token_loss(logits, labels)
         return Output(loss, logits.view(*hidden.shape[:2], -1) if with_logits else None)
+
+    def _chunked_loss(self, rows: Tensor, labels: Tensor, chunk_rows: int) -> Tensor:
+        """Return the loss while only some rows of the logits exist; fused with the output matrix if there is one."""
+        if self.output is None:
+            weight = embedding_matrix(self.embedding, self.vocab_size, rows.device)
+        elif is_plain(self.output, nn.Linear):
+            weight = self.output.weight
+        else:
+            return called_next_token_loss(self.output, rows, labels, chunk_rows)
+        return chunked_next_token_loss(rows, weight, labels, chunk_rows)
 
     def hidden(
         self, input_ids: Int64[Tensor, "batch seq"], *, documents: Int32[Tensor, "batch seq"] | None = None
@@ -144,8 +157,8 @@ class LanguageModel(nn.Module, ABC):
         Raises:
             ConfigError: if the sequence is longer than the positions that the model was built for.
         """
-        places = self.places(input_ids.shape[1], documents)
         x = self.embedding(input_ids)
+        places = self.places(x, documents)
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, places, use_reentrant=False, preserve_rng_state=False)
@@ -155,11 +168,11 @@ class LanguageModel(nn.Module, ABC):
         return normalised
 
     @abstractmethod
-    def places(self, seq_len: int, documents: Int32[Tensor, "batch seq"] | None = None) -> Any:
+    def places(self, x: Float[Tensor, "batch seq dim"], documents: Int32[Tensor, "batch seq"] | None = None) -> Any:
         """Return what blocks need to know of the positions of whole sequences.
 
         Args:
-            seq_len: of the sequences.
+            x: their embedded tokens.
             documents: of the tokens, where they shall not see each other's; None is one document a row.
 
         Raises:
@@ -172,7 +185,7 @@ class LanguageModel(nn.Module, ABC):
 
     def next_logits(self, last: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch vocab"]:
         """Return the logits behind normalised last positions, in at least float32."""
-        logits = F.linear(last, self.output_weight)
+        logits = self.logits(last)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @property
@@ -237,9 +250,9 @@ class AttentionModel(LanguageModel):
         self.seq_len = seq_len
         self.positions = position_table(config.positions, seq_len, config.head_dim, config.rope_theta)
 
-    def places(self, seq_len: int, documents: Int32[Tensor, "batch seq"] | None = None) -> Places:
+    def places(self, x: Float[Tensor, "batch seq dim"], documents: Int32[Tensor, "batch seq"] | None = None) -> Places:
         """Return the table of a sequence's positions, and what hides other documents."""
-        return Places(self.positions(seq_len), () if documents is None else self.biases(documents))
+        return Places(self.positions(x.shape[1]), () if documents is None else self.biases(documents))
 
     def biases(self, documents: Int32[Tensor, "batch seq"]) -> Sequence[Tensor]:
         """Return :attr:`Places.biases` of these documents: here, of one attention to everything before."""

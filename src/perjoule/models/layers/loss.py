@@ -10,12 +10,14 @@ cross-entropy keeps a second copy in float32. Neither form can be differentiated
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from perjoule.core.labels import IGNORED
 
@@ -84,12 +86,32 @@ def chunked_next_token_loss(
         loss: Tensor = _ChunkedLoss.apply(hidden, weight, labels, chunk_rows, dtype)  # type: ignore[no-untyped-call]
         return loss
     narrow = weight.to(dtype)
-    useful = (labels != IGNORED).sum().clamp(min=1)
+    return called_next_token_loss(lambda rows: rows.to(dtype) @ narrow.t(), hidden, labels, chunk_rows)
+
+
+def called_next_token_loss(
+    head: Callable[[Tensor], Tensor],
+    hidden: Float[Tensor, "rows dim"],
+    labels: Int64[Tensor, " rows"],
+    chunk_rows: int,
+) -> Float[Tensor, ""]:
+    """Return :func:`chunked_next_token_loss` of any output layer; a chunk's logits are formed again to learn from.
+
+    Args:
+        head: what gives the logits of rows.
+        hidden: what it is applied to.
+        labels: one for each row.
+        chunk_rows: rows of logits that exist at a time.
+    """
+
+    def summed(rows: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(head(rows).float(), targets, ignore_index=IGNORED, reduction="sum")
+
     total = torch.zeros((), device=hidden.device)
-    for chunk, targets in zip(torch.split(hidden, chunk_rows), torch.split(labels, chunk_rows), strict=True):
-        logits = chunk.to(dtype) @ narrow.t()
-        total = total + F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
-    return total / useful
+    for chunk in zip(torch.split(hidden, chunk_rows), torch.split(labels, chunk_rows), strict=True):
+        part = checkpoint(summed, *chunk, use_reentrant=False) if torch.is_grad_enabled() else summed(*chunk)
+        total = total + part
+    return total / (labels != IGNORED).sum().clamp(min=1)
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -281,6 +281,23 @@ def final_state(
     return (faded.transpose(-1, -2) @ v.to(faded.dtype)).to(faded.dtype)
 
 
+@dataclass
+class Memory:
+    """What one layer remembers between two calls.
+
+    Args:
+        state: (batch, heads, head_dim, value_dim) after the last token; None before the first.
+    """
+
+    state: Tensor | None = None
+
+    @property
+    def read(self) -> Tensor:
+        """Return the state after what was read."""
+        assert self.state is not None
+        return self.state
+
+
 class Retention(nn.Module):
     """Gated multi-scale retention over one sequence per sample.
 
@@ -302,42 +319,27 @@ class Retention(nn.Module):
         self.qkvg = nn.Linear(dim, sum(self.splits), bias=False)
         self.output = nn.Linear(value_dim, dim, bias=False)
 
-    def forward(self, x: Float[Tensor, "batch seq dim"], times: Timeline) -> Float[Tensor, "batch seq dim"]:
+    def forward(
+        self, x: Float[Tensor, "batch seq dim"], times: Timeline, memory: Memory | None = None
+    ) -> Float[Tensor, "batch seq dim"]:
         """Mix every position with the earlier ones.
 
         Args:
             x: the normalised residual stream.
             times: of its positions.
+            memory: takes the state to decode from, if there is one document a row; where it has one already, x is one
+                more token of each row, and that state is changed in place.
         """
         q, k, v, gate = self._project(x, times)
-        return self._finish(self._mix(q, k, v, times), gate, times)
-
-    def prefill(
-        self, x: Float[Tensor, "batch seq dim"], times: Timeline
-    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch heads head_dim value_dim"]]:
-        """Return what :meth:`forward` does, and the state to decode from, if there is one document a row."""
-        q, k, v, gate = self._project(x, times)
-        mixed = self._mix(q, k, v, times)
-        return self._finish(mixed, gate, times), final_state(k, v, times.log_decay)
-
-    def decode(
-        self,
-        x: Float[Tensor, "batch 1 dim"],
-        state: Float[Tensor, "batch heads head_dim value_dim"],
-        times: Timeline,
-    ) -> Float[Tensor, "batch 1 dim"]:
-        """Read one more token; the state is changed in place.
-
-        Args:
-            x: its normalised residual stream.
-            state: after the token before.
-            times: of this one position.
-        """
-        q, k, v, gate = self._project(x, times)
-        q, k, v = (part.to(state.dtype) for part in (q, k, v))
-        gamma = times.log_decay.exp()[:, None, None]
-        mixed = read(state, q, k, v, gamma)
-        state.mul_(gamma).addcmul_(k.transpose(-1, -2), v)
+        if memory is None or memory.state is None:
+            mixed = self._mix(q, k, v, times)
+            if memory is not None:
+                memory.state = final_state(k, v, times.log_decay)
+        else:
+            q, k, v = (part.to(memory.state.dtype) for part in (q, k, v))
+            gamma = times.log_decay.exp()[:, None, None]
+            mixed = read(memory.state, q, k, v, gamma)
+            memory.state.mul_(gamma).addcmul_(k.transpose(-1, -2), v)
         return self._finish(mixed, gate, times)
 
     def _project(self, x: Tensor, times: Timeline) -> tuple[Tensor, ...]:

@@ -25,14 +25,15 @@ SMALL = 1 << 14
 """Numbers of a tensor below which a call costs more than a pass over it."""
 
 
-def normalised(x: Float[Tensor, "*batch dim"], norm: RMSNorm) -> Float[Tensor, "*batch dim"]:
-    """Return ``norm(x)``."""
-    y: Tensor
-    if x.numel() <= SMALL and x.dtype == norm.weight.dtype:
-        y = norm(x)
+class EnergyNorm(RMSNorm):
+    """:class:`RMSNorm` with the derivative of its slope written out."""
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Return the normalised vectors in the dtype of ``x``."""
+        if x.numel() <= SMALL and x.dtype == self.weight.dtype:
+            return super().forward(x)
+        y: Tensor = _Norm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return y
-    y = _Norm.apply(x, norm.weight, norm.eps)  # type: ignore[no-untyped-call]
-    return y
 
 
 def gated(x: Float[Tensor, "*batch doubled"]) -> Float[Tensor, "*batch halved"]:

@@ -14,14 +14,20 @@ Gladstone et al., Energy-Based Transformers are Scalable Learners and Thinkers, 
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perjoule.models.layers.linear import call_differentiably, is_plain
 from perjoule.models.layers.own_key import attend_with_own_key
 from perjoule.models.layers.rope import Table
 from perjoule.models.layers.twice import placed, turned
+
+Stream = Literal["context", "candidates", "keys"]
+"""What goes through a layer: tokens, candidates, or tokens of which only keys and values are wanted."""
 
 NUM_BLOCKS, SMALLEST_BLOCK = 4, 256
 """Blocks of queries; four of them form 62.5 % of the full score matrix."""
@@ -57,16 +63,36 @@ class TwoStreamAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.head_dim = dim // num_heads
+        self.dim, self.head_dim = dim, dim // num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch seq dim"], stream: Stream, table: Table | None, kept: Tensor | None, visible: Any
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Mix one stream; return what is added to it, and its keys and values, where there is such.
+
+        Args:
+            x: the normalised residual stream.
+            stream: which one it is.
+            table: of its positions.
+            kept: keys and values of earlier tokens; for candidates, of the context.
+            visible: see :meth:`context` and :meth:`candidates`.
+        """
+        if stream == "candidates":
+            assert kept is not None
+            return self.candidates(x, table, kept, visible), None
+        return (None, self.keys_and_values(x, table)) if stream == "keys" else self.context(x, table, kept, visible)
 
     def keys_and_values(
         self, x: Float[Tensor, "batch seq dim"], table: Table | None
     ) -> Float[Tensor, "2 batch heads seq head_dim"]:
         """Return what candidates see of a context: keys that know their positions, and values."""
-        dim = self.output.in_features
-        k, v = self._heads(F.linear(x, self.qkv.weight[dim:])).chunk(2, dim=1)
+        if is_plain(self.qkv, nn.Linear):  # its queries, a twelfth of a block's work, are not needed
+            keys_and_values = F.linear(x, self.qkv.weight[self.dim :])
+        else:
+            keys_and_values = self.qkv(x).split([self.dim, 2 * self.dim], dim=-1)[1]
+        k, v = self._heads(keys_and_values).chunk(2, dim=1)
         return torch.stack((k if table is None else turned(k, table[-2:]), v))
 
     def context(
@@ -93,8 +119,7 @@ class TwoStreamAttention(nn.Module):
             kept = torch.cat((past, kept), dim=3)
             k, v = kept.unbind()
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
-        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
-        return output, kept
+        return call_differentiably(self.output, mixed.transpose(1, 2).flatten(2)), kept
 
     def candidates(
         self,
@@ -118,14 +143,15 @@ class TwoStreamAttention(nn.Module):
             mixed = _causally(q, seen_k, seen_v, k, v, visible)
         else:
             mixed = attend_with_own_key(q, seen_k, seen_v, k, v, visible)
-        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
-        return output
+        return call_differentiably(self.output, mixed.transpose(1, 2).flatten(2))
 
     def _placed(self, x: Tensor, table: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries and keys that know their positions, and values."""
-        num_heads = self.output.in_features // self.head_dim
+        num_heads = self.dim // self.head_dim
         # Split, not sliced: the gradient of a slice is a tensor of zeros with something in it.
-        queries_and_keys, v = torch.split(self._heads(self.qkv(x)), [2 * num_heads, num_heads], dim=1)
+        queries_and_keys, v = torch.split(
+            self._heads(call_differentiably(self.qkv, x)), [2 * num_heads, num_heads], dim=1
+        )
         return *placed(queries_and_keys, table), v
 
     def _heads(self, x: Tensor) -> Tensor:
