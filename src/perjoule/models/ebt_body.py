@@ -32,7 +32,7 @@ from perjoule.models.layers.glu import GLU
 from perjoule.models.layers.linear import call_differentiably
 from perjoule.models.layers.positions import position_table
 from perjoule.models.layers.rope import Table
-from perjoule.models.layers.twice import EnergyNorm, gated
+from perjoule.models.layers.twice import EnergyRMSNorm, gated
 from perjoule.models.layers.two_stream import Stream, TwoStreamAttention
 
 
@@ -99,9 +99,9 @@ class Block(nn.Module):
 
     def __init__(self, sizes: EBTSizes) -> None:
         super().__init__()
-        self.attention_norm = EnergyNorm(sizes.dim, sizes.norm_eps)
+        self.attention_norm = EnergyRMSNorm(sizes.dim, sizes.norm_eps)
         self.attention = TwoStreamAttention(sizes.dim, sizes.num_heads)
-        self.ffn_norm = EnergyNorm(sizes.dim, sizes.norm_eps)
+        self.ffn_norm = EnergyRMSNorm(sizes.dim, sizes.norm_eps)
         self.ffn = GLU(sizes.dim, sizes.ffn_width)
         self.modulation = Modulation(sizes.dim, 6) if sizes.variant.startswith("adaln") else None
 
@@ -154,7 +154,7 @@ class EnergyBody(nn.Module):
         self.rope = position_table(sizes.positions, seq_len + 2, sizes.head_dim, sizes.rope_theta)
         self.landscapes = None if sizes.variant == "default" else nn.Embedding(sizes.num_landscapes, sizes.dim)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.num_layers))
-        self.norm = EnergyNorm(sizes.dim, sizes.norm_eps)
+        self.norm = EnergyRMSNorm(sizes.dim, sizes.norm_eps)
         self.modulation = Modulation(sizes.dim, 2) if sizes.variant.startswith("adaln") else None
         self.head = nn.Linear(sizes.dim, 1, bias=False)  # a bias would be an energy without a gradient
 

@@ -35,7 +35,7 @@ def new_model(case: str, **settings: Any) -> Any:
     if case.startswith("ebt"):
         with torch.no_grad():  # the energy head and some of the modulations start at 0
             for name, parameter in model.named_parameters():
-                if "norm" not in name and "step_size" not in name:
+                if "norm" not in name and "alpha" not in name:
                     parameter.normal_(std=0.3)
     return model.eval()
 

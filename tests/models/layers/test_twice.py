@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from perjoule.models.layers.norm import RMSNorm
 from perjoule.models.layers.positions import Positions, XPosTable, place, position_table
 from perjoule.models.layers.rope import rotate
-from perjoule.models.layers.twice import EnergyNorm, gated, placed, turned
+from perjoule.models.layers.twice import EnergyRMSNorm, gated, placed, turned
 
 Function = Callable[[Tensor], Tensor]
 
@@ -29,7 +29,7 @@ def silu_times(x: Tensor) -> Tensor:
 
 def pairs(dtype: torch.dtype) -> dict[str, tuple[Function, Function, list[Tensor]]]:
     """Return ours, the definition, and the weights of each."""
-    norm, energy_norm, table = RMSNorm(8, 1e-2).to(dtype), EnergyNorm(8, 1e-2).to(dtype), XPosTable(5, 8, 100.0)(5)
+    norm, energy_norm, table = RMSNorm(8, 1e-2).to(dtype), EnergyRMSNorm(8, 1e-2).to(dtype), XPosTable(5, 8, 100.0)(5)
     with torch.no_grad():
         norm.weight.copy_(torch.randn(8))
     energy_norm.weight = norm.weight
@@ -77,6 +77,6 @@ def test_queries_and_keys_are_placed_together_as_apart(kind: Positions) -> None:
 
 @pytest.mark.parametrize("path", ["large"], indirect=True)
 def test_slope_of_large_tensors_is_one_of_the_input_and_not_of_a_norms_weight(path: str) -> None:
-    norm = EnergyNorm(8, 1e-5)
+    norm = EnergyRMSNorm(8, 1e-5)
     with pytest.raises(RuntimeError, match="appears to not have been used"):
         torch.autograd.grad(norm(torch.randn(3, 8)).sum(), norm.weight, create_graph=True)

@@ -25,7 +25,7 @@ SMALL = 1 << 14
 """Numbers of a tensor below which a call costs more than a pass over it."""
 
 
-class EnergyNorm(RMSNorm):
+class EnergyRMSNorm(RMSNorm):
     """:class:`RMSNorm` with the derivative of its slope written out."""
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
