@@ -173,7 +173,9 @@ class TrainConfig(Config):
     carbon: CarbonConfig = CarbonConfig()
     stats: StatsName | None = None
     """A ``TrainerStats`` of the course toolkit to call besides: ``simple``, ``codecarbon``, ``noop`` or your own as
-    ``module:Class``."""
+    ``module:Class`` or ``module:construct_trainer_stats``."""
+    stats_options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of these stats, or flags of the toolkit's configuration, such as ``run_num``."""
     backend: BackendConfig = BackendConfig()
     debug: DebugConfig = DebugConfig()
     initial_weights: Path | None = None

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -164,8 +165,18 @@ class Session:
             "fence": self.backend.fence,
             "conf": self.config,
             "say": self.console.line,
+            "run_num": 0,
+            "project_name": self.path.name,
         }
-        return StatsBridge(build_stats(name, offered), torch.tensor)
+        flags = {
+            "batch_size": self.config.batch.size,
+            "learning_rate": self.config.optimizer.lr,
+            "model": getattr(self.config.model, "kind", ""),
+            "data": getattr(self.config.data, "kind", ""),
+            "output_dir": str(output),
+        }
+        stats = build_stats(name, offered, flags, self.config.stats_options)
+        return StatsBridge(stats, partial(torch.tensor, device=self.backend.device))
 
     def _recorder(self) -> Recorder:
         """Open this rank's journals."""
@@ -312,6 +323,8 @@ class Session:
 
     def fail(self, error: BaseException) -> None:
         """Write why the run ended early, as far as that is still possible."""
+        if self.bridge is not None:
+            self._end_stats(self.bridge)
         if self.folder is None or not self.folder.manifest["segments"]:
             return
         reason = str(error) if isinstance(error, PerjouleError) else f"{type(error).__name__}: {error}"
@@ -321,6 +334,13 @@ class Session:
             self.close()
             self.folder.end(status, reason, last_step=self.progress.step, seconds=self.progress.seconds)
         except PerjouleError as second:  # a full disk, most likely; the journal and the checkpoints before stay
+            self.console.line(str(second))
+
+    def _end_stats(self, bridge: StatsBridge) -> None:
+        """Stop the user's stats after an error, which matters more than one of theirs."""
+        try:
+            bridge.end()
+        except PerjouleError as second:
             self.console.line(str(second))
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,25 @@ class Needy(NoOpStats):
     def __init__(self, wandb: object, device: str) -> None: ...
 
 
-def construct_trainer_stats(conf: object, **kwargs: Any) -> dict[str, Any]:
-    return {"conf": conf, **kwargs}
+class Refusing(NoOpStats):
+    def __init__(self) -> None:
+        raise RuntimeError("no GPU\nat all")
+
+
+class Taking(NoOpStats):
+    def __init__(self, **everything: Any) -> None:
+        self.got = everything
+
+
+class Abstract(ABC):
+    @abstractmethod
+    def start_train(self) -> None: ...
 
 
 @pytest.fixture(autouse=True)
 def _module() -> Iterator[None]:
     module = types.ModuleType("users_stats")
-    module.__dict__.update(Mine=Mine, Needy=Needy, construct_trainer_stats=construct_trainer_stats)
+    module.__dict__.update(Mine=Mine, Needy=Needy, Refusing=Refusing, Taking=Taking, Abstract=Abstract)
     sys.modules["users_stats"] = module
     yield
     del sys.modules["users_stats"]
@@ -56,9 +68,12 @@ def test_a_class_gets_what_its_constructor_names() -> None:
     assert built.got == ("cuda:0", 100, "red")
 
 
-def test_a_function_with_keyword_arguments_gets_all() -> None:
+def test_a_class_with_keyword_arguments_gets_all_and_options_go_before_what_is_offered() -> None:
     offered = {"conf": "c", "device": "cpu", "num_train_steps": 5}
-    assert build_stats("users_stats:construct_trainer_stats", offered) == offered
+    assert build_stats("users_stats:Taking", offered).got == offered
+    options = {"colour": "blue", "device": "cuda:1"}
+    assert build_stats("users_stats:Taking", offered, {}, options).got == {**offered, **options}
+    assert build_stats("users_stats:Mine", offered, {}, options).got == ("cuda:1", 5, "blue")
 
 
 @pytest.mark.parametrize(
@@ -66,10 +81,25 @@ def test_a_function_with_keyword_arguments_gets_all() -> None:
     [
         ("no_such_module:Stats", "stats: cannot import no_such_module: No module named 'no_such_module'"),
         ("users_stats:Mime", "stats: users_stats has no Mime: did you mean 'Mine'"),
-        ("users_stats:Needy", "stats: users_stats:Needy needs wandb; the loop offers device"),
+        ("users_stats:Needy", "stats: users_stats:Needy needs wandb; the loop offers device; .*stats_options.wandb="),
+        (
+            "users_stats:Refusing",
+            r"^stats: users_stats:Refusing cannot be built: RuntimeError: no GPU at all \(test_.*:",
+        ),
+        ("users_stats:Abstract", "^stats: users_stats:Abstract cannot be built: TypeError: .*start_train"),
+        ("broken_stats:Stats", r"^stats: broken_stats cannot be imported: ZeroDivisionError: .* \(broken_stats.py:1\)"),
+        ("unread_stats:Stats", "^stats: unread_stats cannot be imported: SyntaxError: "),
+        ("folder_stats.deep:Stats", "No module named 'folder_stats'; it lies in this folder, .* PYTHONPATH=.$"),
     ],
 )
-def test_what_cannot_be_built_says_what_would_be(name: str, message: str) -> None:
+def test_what_cannot_be_built_says_what_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    (tmp_path / "broken_stats.py").write_text("1 / 0\n", encoding="utf-8")
+    (tmp_path / "unread_stats.py").write_text("def (\n", encoding="utf-8")
+    (tmp_path / "here" / "folder_stats").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match=message):
         build_stats(name, {"device": "cpu"})
 
@@ -78,6 +108,11 @@ def test_what_cannot_be_built_says_what_would_be(name: str, message: str) -> Non
 def test_a_name_of_nothing_is_refused_in_the_recipe(name: str) -> None:
     with pytest.raises(ConfigError, match=r"names no stats: .*or module:Class of your own"):
         resolve.load(Recipe, None, [f"stats='{name}'"])
+
+
+def test_an_option_that_a_class_does_not_take_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"stats_options: users_stats:Mine takes no color: did you mean 'colour'\?"):
+        build_stats("users_stats:Mine", {"device": "cpu"}, {}, {"color": "blue"})
 
 
 def test_a_recipe_may_name_a_class() -> None:

@@ -121,7 +121,7 @@ def test_what_is_no_trainer_stats_is_refused_with_every_missing_hook() -> None:
     class Half(Spy):
         pass
 
-    with pytest.raises(ConfigError, match="Half is no TrainerStats: it lacks stop_train, log_stats"):
+    with pytest.raises(ConfigError, match="Half is not a TrainerStats: it lacks stop_train, log_stats"):
         find_hooks(Half([name for name in ALL if name not in {"stop_train", "log_stats"}]))
 
 
@@ -136,7 +136,8 @@ def test_the_loss_is_handed_over_as_the_class_expects_it() -> None:
     bridge.begin()
     bridge.take_loss(0.5)
     bridge.end()
-    assert spy.calls == ["start_train", "log_loss [0.5]", "log_step", "stop_train"]
+    bridge.end()
+    assert spy.calls == ["start_train", "log_loss [0.5]", "log_step", "stop_train"], "ended twice, stopped once"
 
 
 def test_training_that_never_began_is_neither_stopped_nor_reported() -> None:
@@ -189,13 +190,15 @@ def test_hooks_are_called_when_nothing_is_recorded() -> None:
     assert spy.calls[1] == "start_step" and spy.calls[-1] == "log_stats"
 
 
-def test_a_hook_that_raises_ends_the_training_as_in_the_toolkit() -> None:
-    class Broken(NoOpStats):
-        def start_backward(self) -> None:
-            raise ValueError("mine")
+@pytest.mark.parametrize("hook", ["start_train", "start_backward", "stop_step", "log_loss", "stop_train", "log_stats"])
+def test_a_hook_that_raises_ends_the_training_with_a_line_that_names_it(hook: str) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("mine\nalone")
 
-    with pytest.raises(ValueError, match="mine"):
-        Loop(Broken()).train(1)
+    broken = NoOpStats()
+    setattr(broken, hook, fail)
+    with pytest.raises(ConfigError, match=rf"^stats: NoOpStats\.{hook} failed: ValueError: mine alone \(test_"):
+        Loop(broken).train(1)
 
 
 def test_the_fence_is_waited_for_inside_of_the_hooks(tmp_path: Path) -> None:

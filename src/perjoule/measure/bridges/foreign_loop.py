@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
-from types import FrameType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
 
 from perjoule.core.errors import RunFolderError
-from perjoule.measure.session import Measurement, describe_end
+from perjoule.measure.session import Measurement, Phase, Step, describe_end
 from perjoule.runs.folder import FAILED
 
 LOG = logging.getLogger("perjoule")
+_Hook = TypeVar("_Hook", bound=Callable[..., Any])
 _LOOK_EVERY_S = 0.2
 _MAIN_FIELDS = ("input_ids", "inputs_embeds", "pixel_values", "labels")
 """Fields of a batch whose first axis is the rows, looked for before any other."""
@@ -49,6 +51,117 @@ def begin_in_new_folder(pattern: Measurement) -> Measurement:
     if measurement is not pattern:
         LOG.warning("perjoule: %s exists already: this training is recorded in %s", pattern.run, measurement.run)
     return measurement
+
+
+def never_raises(hook: _Hook) -> _Hook:
+    """Let a hook that fails end the measurement and not the training."""
+
+    @functools.wraps(hook)
+    def guarded(self: ForeignLoop, *arguments: Any, **options: Any) -> None:
+        try:
+            hook(self, *arguments, **options)
+        except Exception as error:
+            self.give_up(error)
+
+    return guarded  # type: ignore[return-value]
+
+
+class ForeignLoop:
+    """Steps and phases of a loop that only calls hooks, in whatever order, as those of a measurement.
+
+    A phase or step that begins ends the one before, and one that is ended twice ends once. Measuring never ends a
+    training: what fails here is reported once by ``logging``, and the training goes on without. Every further training
+    is a run of its own. It may be entered with ``with``: an error of the block then ends the run.
+
+    Args:
+        measurement: of the first training; it begins and ends with it. Those of later ones are made after its pattern.
+    """
+
+    def __init__(self, measurement: Measurement) -> None:
+        self.measurement = measurement
+        """That of the training that goes on, or of the last one."""
+        self._pattern = measurement
+        self._records = False
+        self._completed = False
+        """Whether the step that is open has done its update, and so counts even if nothing follows."""
+        self._reported: set[str] = set()
+        self._watch: FrameWatch | None = None
+        self._step: Step | None = None
+        self._phase: Phase | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end_training(error)
+
+    @never_raises
+    def begin_training(self, watched: bool = True) -> None:
+        """Make a run folder and start the sampler.
+
+        Args:
+            watched: whether to look out for an end of the training that calls no hook.
+        """
+        if self._records:
+            self._end(FAILED, "the training began again before it had ended")
+        self.measurement = begin_in_new_folder(self._pattern)
+        self._records = True
+        if watched:
+            self._watch = FrameWatch(self._end)
+
+    def end_training(self, error: BaseException | None = None) -> None:
+        """End the run, if it has not ended yet, with the error that ended the training."""
+        if self._records:
+            self._end(*describe_end(error))
+
+    def give_up(self, error: Exception) -> None:
+        """Report what failed here, once, and end the measurement: the training matters more."""
+        text = f"perjoule: this training is not measured any further: {describe_end(error)[1]}"
+        if text not in self._reported:
+            self._reported.add(text)
+            LOG.warning("%s", text)
+        self._step = self._phase = None
+        self.end_training(error)
+
+    @never_raises
+    def _begin_step(self, samples: int = 0) -> None:
+        self._end_step()
+        if self._watch is not None:
+            self._watch.later_hook()
+        if self._records:
+            self._step, self._completed = self.measurement.step(samples=samples), False
+            self._step.__enter__()
+
+    @never_raises
+    def _end_step(self) -> None:
+        self._end_phase()
+        step, self._step = self._step, None
+        if step is not None:
+            step.end(step, self._completed)
+
+    @never_raises
+    def _begin(self, phase: str) -> None:
+        self._end_phase()
+        if self._step is not None:
+            self._phase = self.measurement.phase(phase)
+            self._phase.__enter__()
+
+    @never_raises
+    def _end_phase(self) -> None:
+        phase, self._phase = self._phase, None
+        if phase is not None:
+            phase.__exit__(None, None, None)
+
+    @never_raises
+    def _end(self, status: str, reason: str) -> None:
+        self._records = False
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.stop()
+        self._end_step()
+        self.measurement.end(status, reason)
 
 
 class FrameWatch:

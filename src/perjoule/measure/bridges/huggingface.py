@@ -34,19 +34,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from perjoule.core.errors import MissingExtra
 from perjoule.core.phases import BACKWARD, CHECKPOINT, EVALUATE, FORWARD, OPTIMIZER
-from perjoule.measure.bridges.foreign_loop import LOG, FrameWatch, begin_in_new_folder, num_rows
-from perjoule.measure.session import Measurement, Phase, Step, describe_end
+from perjoule.measure.bridges.foreign_loop import ForeignLoop, never_raises, num_rows
+from perjoule.measure.session import Measurement, describe_end
 from perjoule.runs.folder import FAILED
 
 COMPUTE = "compute"
-_Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
 
 def perjoule_callback(measurement: str | Path | Measurement) -> Any:
@@ -91,46 +90,18 @@ def _notice_trainings(trainer_class: Any) -> None:
     trainer_class.train = noticed
 
 
-def _never_raises(hook: _Hook) -> _Hook:
-    """Let a hook that fails end the measurement and not the training."""
-
-    @functools.wraps(hook)
-    def guarded(self: TrainerHooks, *arguments: Any, **options: Any) -> None:
-        try:
-            hook(self, *arguments, **options)
-        except Exception as error:
-            self.give_up(error)
-
-    return guarded  # type: ignore[return-value]
-
-
-class TrainerHooks:
+class TrainerHooks(ForeignLoop):
     """The events of a ``Trainer`` as steps and phases of a measurement.
 
     Args:
-        measurement: of the first training; it begins and ends with it. Those of later ones are made after its pattern.
+        measurement: as for :class:`ForeignLoop`.
     """
 
     def __init__(self, measurement: Measurement) -> None:
-        self.measurement = measurement
-        self._pattern = measurement
-        self._records = False
+        super().__init__(measurement)
         self._num_data_ranks: int | None = None
         """Ranks that see different rows; None where the trainer is not known, and with it no batch."""
-        self._updated = False
         self._interrupted_by = ""
-        self._reported: set[str] = set()
-        self._watch: FrameWatch | None = None
-        self._step: Step | None = None
-        self._phase: Phase | None = None
-
-    def __enter__(self) -> TrainerHooks:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._training_left(error)
 
     @contextlib.contextmanager
     def training_of(self, trainer: Any) -> Iterator[None]:
@@ -139,10 +110,7 @@ class TrainerHooks:
         Args:
             trainer: a ``transformers.Trainer`` whose ``train`` is about to run.
         """
-        parallel = 1
-        for name in ("get_tp_size", "get_cp_size", "get_sp_size"):  # ranks that share rows
-            parallel *= getattr(trainer, name, lambda: 1)()
-        self._num_data_ranks = max(getattr(trainer.args, "world_size", 1) // parallel, 1)
+        self._learn_ranks(trainer)
         accelerator = getattr(trainer, "accelerator", None)
         try:
             with contextlib.ExitStack() as wrapped:
@@ -151,118 +119,76 @@ class TrainerHooks:
                 wrapped.enter_context(_wrapped(accelerator, "backward", self._within(BACKWARD)))
                 yield
         except BaseException as error:
-            self._training_left(error)
+            self.end_training(error)
             raise
         else:
-            self._training_left(None)
+            self.end_training(None)
         finally:
             self._num_data_ranks = None
+
+    @never_raises
+    def _learn_ranks(self, trainer: Any) -> None:
+        sharing = (getattr(trainer, f"get_{kind}_size", lambda: 1)() for kind in ("tp", "cp", "sp"))
+        self._num_data_ranks = max(trainer.args.world_size // math.prod(sharing), 1)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Make the run folder and start the sampler, in the first process only."""
         if not state.is_world_process_zero:
             return
-        if self._records:  # the training before was never ended: it is tried again with smaller batches
-            self._end(FAILED, self._interrupted_by or "the training began again before it had ended")
-        self._begin_measurement()
+        if self._records and self._interrupted_by:  # the training is tried again with smaller batches
+            self._end(FAILED, self._interrupted_by)
+        self._interrupted_by = ""
+        self.begin_training(watched=self._num_data_ranks is None)
 
-    @_never_raises
-    def _begin_measurement(self) -> None:
-        self.measurement = begin_in_new_folder(self._pattern)
-        self._records, self._interrupted_by = True, ""
-        if self._num_data_ranks is None:
-            self._watch = FrameWatch(self._end)
-
-    @_never_raises
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Begin a step."""
-        self._end_step()
-        if self._watch is not None:
-            self._watch.later_hook()
-        if self._records:
-            self._step, self._updated = self.measurement.step(), False
-            self._step.__enter__()
-            if self._num_data_ranks is None:
-                self._begin(COMPUTE)
+        self._begin_step()
+        if self._num_data_ranks is None:
+            self._begin(COMPUTE)
 
-    @_never_raises
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Begin the update."""
         self._begin(OPTIMIZER)
 
-    @_never_raises
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """End the update."""
         self._end_phase()
 
-    @_never_raises
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """End the step unless it is logged, evaluated or saved now. Its own callback has set the flags before."""
         self._end_phase()
-        self._updated = True
+        self._completed = True
         if not getattr(control, "should_log", False):
             self._after_log(control)
 
-    @_never_raises
+    @never_raises
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Take the loss of a step that has ended; logs of an evaluation have none."""
         if self._step is not None and self._phase is None and "loss" in (logs or {}):
             self._step.loss, self._step.lr = logs["loss"], logs.get("learning_rate")
             self._after_log(control)
 
-    @_never_raises
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Notice an evaluation that nothing announced."""
         if self._step is not None and self._phase is None:
             self._begin(EVALUATE)
 
-    @_never_raises
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Leave what is done at the end of an epoch to ``outside``: the step before it has ended."""
         self._end_step()
 
-    @_never_raises
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """End an evaluation; begin to save if that follows."""
         if self._step is not None:
             self._go_on(CHECKPOINT if control.should_save else None)
 
-    @_never_raises
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """End saving, and with it the step."""
         self._end_step()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop the sampler and complete the run folder."""
-        self._training_left(None)
-
-    def give_up(self, error: Exception) -> None:
-        """Report what failed here, once, and end the measurement: the training matters more."""
-        text = f"perjoule: this training is not measured any further: {describe_end(error)[1]}"
-        if text not in self._reported:
-            self._reported.add(text)
-            LOG.warning("%s", text)
-        self._step = self._phase = None
-        self._training_left(error)
-
-    def _training_left(self, error: BaseException | None) -> None:
-        """End the measurement if it has not ended yet."""
-        if self._records:
-            self._end(*describe_end(error))
-
-    def _end(self, status: str, reason: str) -> None:
-        self._records = False
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.stop()
-        self._close(status, reason)
-
-    @_never_raises
-    def _close(self, status: str, reason: str) -> None:
-        try:
-            self._end_step()
-        finally:
-            self.measurement.end(status, reason)
+        self.end_training(None)
 
     def _around_training_step(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
         """Return ``training_step`` with its rows counted."""
@@ -277,7 +203,7 @@ class TrainerHooks:
 
         return counted
 
-    @_never_raises
+    @never_raises
     def _count(self, inputs: Any) -> None:
         if self._step is not None and self._num_data_ranks is not None:
             self._step.samples += (num_rows(inputs) or 0) * self._num_data_ranks
@@ -308,26 +234,6 @@ class TrainerHooks:
             self._end_step()
         else:
             self._begin(phase)
-
-    @_never_raises
-    def _begin(self, phase: str) -> None:
-        self._end_phase()
-        if self._step is not None:
-            self._phase = self.measurement.phase(phase)
-            self._phase.__enter__()
-
-    @_never_raises
-    def _end_phase(self) -> None:
-        phase, self._phase = self._phase, None
-        if phase is not None:
-            phase.__exit__(None, None, None)
-
-    def _end_step(self) -> None:
-        """End the step; one that was left before its update is not counted."""
-        self._end_phase()
-        step, self._step = self._step, None
-        if step is not None:
-            step.end(step, self._updated)
 
 
 @contextlib.contextmanager

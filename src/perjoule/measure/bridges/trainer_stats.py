@@ -14,17 +14,20 @@
     stop_train, log_stats
 
 A class needs no base class of ours. A hook's own time lies outside of our phase, so that it is in ``other``. What a
-hook raises ends the training, as in the toolkit. Evaluations have no hook there and none here.
+hook raises ends the training, as in the toolkit, with one line that names the hook. Evaluations have no hook there and
+none here. ``stop_train`` is called once whatever ends the training, so that what stats have started is stopped.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from perjoule.core import phases
-from perjoule.core.errors import ConfigError
+from perjoule.core.errors import ConfigError, PerjouleError
+from perjoule.measure.bridges.stats_name import failure
 from perjoule.measure.device_clock import DeviceClock
 from perjoule.measure.recorder import FencePolicy, Recorder, Timed
 from perjoule.runs.journal import JournalWriter
@@ -103,8 +106,23 @@ def find_hooks(stats: object) -> dict[str, Callable[..., object]]:
             found[name] = hook
     missing = [name for name in names if name not in found]
     if missing:
-        raise ConfigError(f"{type(stats).__name__} is no TrainerStats: it lacks {', '.join(missing)}")
+        raise ConfigError(f"{type(stats).__name__} is not a TrainerStats: it lacks {', '.join(missing)}")
     return found
+
+
+def _in_one_line(name: str, hook: Callable[..., object]) -> Callable[..., object]:
+    """Let what a foreign hook raises say which hook it was."""
+
+    @functools.wraps(hook)
+    def called(*arguments: object) -> object:
+        try:
+            return hook(*arguments)
+        except PerjouleError:
+            raise
+        except Exception as error:
+            raise ConfigError(failure(name, "failed", error)) from error
+
+    return called
 
 
 class StatsBridge:
@@ -119,10 +137,11 @@ class StatsBridge:
     """
 
     def __init__(self, stats: object, as_loss: Callable[[float], object] = float) -> None:
-        self._hooks = find_hooks(stats)
+        kind = type(stats).__name__
+        self._hooks = {name: _in_one_line(f"{kind}.{name}", hook) for name, hook in find_hooks(stats).items()}
         self._as_loss = as_loss
         self._losses: list[float] = []
-        self._begun = False
+        self._begun = self._ended = False
 
     def begin(self) -> None:
         """Call ``start_train``; to be called before the first step."""
@@ -134,13 +153,22 @@ class StatsBridge:
         self._losses.append(loss)
 
     def end(self) -> None:
-        """Call ``stop_train``, behind the hooks of a loss that came late. Nothing if training never began."""
-        if self._begun:
+        """Call ``stop_train``, after the hooks of a loss that came late. Nothing if training never began or has ended.
+
+        Raises:
+            ConfigError: if a hook fails.
+        """
+        if self._begun and not self._ended:
+            self._ended = True
             self._log_steps()
             self._hooks["stop_train"]()
 
     def report(self) -> None:
-        """Call ``log_stats``; to be called when the run folder is complete, so that stats may read it."""
+        """Call ``log_stats``; to be called when the run folder is complete, so that stats may read it.
+
+        Raises:
+            ConfigError: if the hook fails.
+        """
         if self._begun:
             self._hooks["log_stats"]()
 
