@@ -391,6 +391,35 @@ def test_answers_that_cannot_be_written_are_an_error(
         HarnessModel(transformer).generate_until(requests(("the", settings)))
 
 
+@pytest.mark.parametrize(("question", "answer"), [("the qu", "ick"), ("seven wiz", "ards"), ("  ", " ")])
+def test_an_answer_inside_a_token_of_its_question_is_scored_by_its_own_tokens(
+    transformer: Trained, question: str, answer: str
+) -> None:
+    tokens = transformer.tokenizer
+    whole, asked = tokens.encode(question + answer), tokens.encode(question)
+    ((score, _),) = HarnessModel(transformer).loglikelihood(requests((question, answer)))
+    assert score < -0.1, "nothing is certain"
+    if len(whole) <= len(asked):
+        expected = -nats(transformer, [tokens.bos_id, *asked], tokens.encode(answer))
+        assert score == pytest.approx(expected, abs=1e-5)
+
+
+def test_scores_over_nothing_are_errors(transformer: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="a text without tokens"):
+        HarnessModel(transformer, score_bos=False).loglikelihood_rolling(requests(("",)))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(transformer.tokenizer), "encode", lambda self, text: [])
+        with pytest.raises(ConfigError, match=r"an answer '☃' without tokens behind 'the'"):
+            HarnessModel(transformer).loglikelihood(requests(("the", "☃")))
+
+    def divide(*arguments: Any, **named: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("lm_eval.evaluator.evaluate", divide)
+    with pytest.raises(ConfigError, match="a mean over nothing"):
+        run(transformer, TASKS / "next_word.yaml")
+
+
 def test_what_cannot_be_scored_is_an_error(transformer: Trained) -> None:
     with pytest.raises(ConfigError, match=r"an empty answer behind 'the quick'; accepted: at least a character"):
         HarnessModel(transformer).loglikelihood(requests(("the quick", "")))

@@ -8,10 +8,12 @@ import pytest
 import torch
 from tests.system.tiny import Tiny, write_corpus
 
+import perjoule
+from perjoule.config import yaml
 from perjoule.core.errors import CheckpointError, ConfigError, DataError, PerjouleError, RunFolderError
 from perjoule.evaluate.trained import load_trained
 from perjoule.runs import checkpoints
-from perjoule.runs.folder import CHECKPOINTS, TOKENIZER
+from perjoule.runs.folder import CHECKPOINTS, CONFIG, TOKENIZER
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,39 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(tiny: Tiny, caplog: pyt
     assert "00000005 is damaged" in caplog.text
     with pytest.raises(CheckpointError, match="00000005 is damaged"):
         load_trained(run, 5)
+
+
+def test_a_model_is_evaluated_from_any_folder_and_where_its_data_was_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    monkeypatch.chdir(tmp_path)
+    run = Tiny(Path("corpus"), Path("runs")).train().run
+    assert run == Path("runs") / run.name
+    kept = yaml.load((run / CONFIG).read_text(encoding="utf-8"), CONFIG).data
+    assert (kept["data"]["path"], kept["runs"]) == (str(corpus), "runs")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    shape = load_trained(tmp_path / run).data().shape
+    # A run of an earlier version has the path as it was typed, and the manifest has it whole.
+    config = tmp_path / run / CONFIG
+    config.write_text(config.read_text(encoding="utf-8").replace(str(corpus), "corpus"), encoding="utf-8")
+    assert load_trained(tmp_path / run).data().shape == shape
+    corpus.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=f"no file or folder {corpus}.*data.path=") as refused:
+        load_trained(tmp_path / run).data()
+    assert str(refused.value).count("\n") == 0
+    assert load_trained(tmp_path / run, data_overrides={"path": "../moved"}).data().shape == shape
+
+
+def test_a_measurement_has_no_model(tmp_path: Path) -> None:
+    with perjoule.measure(tmp_path / "mine", meters=["cpu_time"]) as measured, measured.step():
+        pass
+    with pytest.raises(RunFolderError, match="a measurement of a program that trained its own model"):
+        load_trained(tmp_path / "mine")
+    (tmp_path / "mine" / CONFIG).unlink()
+    with pytest.raises(RunFolderError, match=r"cannot read .*config\.yaml: No such file"):
+        load_trained(tmp_path / "mine")
 
 
 def test_changed_data_is_refused(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.system.tiny import SEQ_LEN, Tiny, run_of
 
 import perjoule
@@ -15,7 +18,7 @@ from perjoule.core.errors import CheckpointError, ConfigError, DataError, RunFol
 from perjoule.evaluate import write as module
 from perjoule.evaluate.generate import Completion, Piece, generate
 from perjoule.evaluate.trained import load_trained
-from perjoule.evaluate.write import COLUMNS, WriteConfig, read_prompts, write
+from perjoule.evaluate.write import COLUMNS, Output, WriteConfig, read_prompts, write
 from perjoule.train.run import train
 
 
@@ -32,7 +35,10 @@ def brackets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_of(train(perjoule.load(None, *words, *plain, f"runs={tmp_path_factory.mktemp('brackets')}")))
 
 
-def written(run: Path, *prompts: str, file: Path | None = None, output: Path | None = None, **settings: Any) -> str:
+def written(
+    run: Path, *prompts: str, file: Path | None = None, output: Path | Output | None = None, **settings: Any
+) -> str:
+    output = Output(output) if isinstance(output, Path) else output
     return "".join(write(run, WriteConfig(**settings), prompts, file, output))
 
 
@@ -89,7 +95,7 @@ def test_jsonl_has_texts_tokens_and_what_wrote_them(run: Path, tmp_path: Path) -
     assert written(run, *prompts, output=path, **settings) == f"{path}\n"
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for prompt, record, one in zip(prompts, records, completed(run, *prompts, **settings), strict=True):
-        assert list(record) == [*COLUMNS, "tokens"]
+        assert sorted(record) == sorted([*COLUMNS, "tokens"])
         assert (record["prompt"], record["text"], record["tokens"]) == (prompt, one.text, list(one.tokens))
         assert (record["finish"], record["prompt_tokens"]) == (one.finish, one.num_prompt)
         assert record["new_tokens"] == len(one.tokens)
@@ -108,9 +114,52 @@ def test_csv_has_the_same_as_jsonl_and_both_can_be_read_as_prompts(run: Path, tm
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     for row, record in zip(rows, records, strict=True):
         assert tuple(row) == COLUMNS
-        for column in set(COLUMNS) - {"seconds", "settings"}:
+        assert row["log_probs"] == ""
+        for column in set(COLUMNS) - {"seconds", "settings", "written", "log_probs"}:
             assert row[column] == str(record[column])
         assert json.loads(row["settings"]) == record["settings"]
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
+def test_a_file_that_is_there_is_kept_unless_one_says_what_to_do(run: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    written(run, "the", output=path, max_new_tokens=1)
+    first = path.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"{name} exists already; accepted: --append, --overwrite or another file"):
+        written(run, "fox", output=path)
+    written(run, "fox", output=Output(path, append=True), max_new_tokens=1)
+    assert path.read_text(encoding="utf-8").startswith(first)
+    assert read_prompts(path) == ["the", "fox"]
+    if name == "out.csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            moments = [datetime.fromisoformat(row["written"]) for row in csv.DictReader(file)]
+        assert all(moment.tzinfo is not None for moment in moments)
+    written(run, "dogs", output=Output(path, overwrite=True), max_new_tokens=1)
+    assert read_prompts(path) == ["dogs"]
+    for output in (Output(path), Output(path, append=True), Output(path, overwrite=True)):
+        with pytest.raises(ConfigError, match="the prompts come from there"):
+            written(run, file=path, output=output)
+    (tmp_path / "other.csv").write_text("prompt,text\nthe,x\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"cannot append to .*other\.csv: its columns are not written, prompt, text"):
+        written(run, "the", output=Output(tmp_path / "other.csv", append=True))
+
+
+def test_log_probabilities_are_those_of_the_model_and_echo_adds_the_prompts(run: Path, tmp_path: Path) -> None:
+    path, settings = tmp_path / "out.jsonl", {"max_new_tokens": 4, "temperature": 0.7, "top_k": 5, "log_probs": True}
+    said = written(run, "the quick", **settings)
+    written(run, "the quick", "fox", output=path, echo=True, **settings)
+    record = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    trained = load_trained(run)
+    tokens = torch.tensor([record["tokens"]])
+    logits = trained.model({"input_ids": tokens, "labels": tokens}, with_logits=True).logits[0, :-1]
+    expected = logits.log_softmax(-1).gather(1, tokens[0, 1:, None]).squeeze(1).tolist()
+    assert record["text"].startswith("the quick")
+    assert record["log_probs"][0] is None
+    assert record["log_probs"][1:] == pytest.approx(expected, abs=1e-4)
+    total = sum(record["log_probs"][-4:])
+    shown = re.search(r"log-probability (-[\d.]+), (-[\d.]+) per token\]", said)
+    assert shown is not None
+    assert (float(shown[1]), float(shown[2])) == pytest.approx((total, total / 4), abs=1e-3)
 
 
 def test_prompts_come_from_the_command_line_first_and_then_from_a_file(run: Path, tmp_path: Path) -> None:

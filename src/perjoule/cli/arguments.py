@@ -62,12 +62,14 @@ def _add_evaluate(parsers: _Parsers, shared: argparse.ArgumentParser) -> None:
 
 def _add_generate(parsers: _Parsers, shared: argparse.ArgumentParser) -> None:
     """Add ``generate``."""
-    generate = parsers.add_parser("generate", parents=[shared], help="let a trained model go on with prompts")
+    generate = parsers.add_parser("generate", parents=[shared], help="generate text from a trained model")
     generate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     generate.add_argument("overrides", nargs="*", metavar="key=value", help="such as max_new_tokens=64 temperature=0.8")
     generate.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
     generate.add_argument("--prompts", type=Path, metavar="FILE", help=".txt (a prompt per line), .jsonl or .csv")
     generate.add_argument("--output", type=Path, metavar="FILE", help=".jsonl or .csv instead of the terminal")
+    generate.add_argument("--append", action="store_true", help="add to the output file")
+    generate.add_argument("--overwrite", action="store_true", help="replace the output file")
     generate.set_defaults(verb=verbs.generate)
 
 

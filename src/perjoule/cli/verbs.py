@@ -81,13 +81,16 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def generate(options: argparse.Namespace) -> int:
-    """Let a trained model go on with prompts."""
+    """Generate text from a trained model."""
     _set_wait_policy()
     from perjoule.config import resolve
-    from perjoule.evaluate.write import WriteConfig, write
+    from perjoule.evaluate.write import Output, WriteConfig, write
 
     config = resolve.load(WriteConfig, None, options.overrides).config
-    for text in write(options.run, config, options.prompt or (), options.prompts, options.output):
+    if options.output is None and (options.append or options.overwrite):
+        raise ConfigError("--append and --overwrite are about a file: give --output as well")
+    output = None if options.output is None else Output(options.output, options.append, options.overwrite)
+    for text in write(options.run, config, options.prompt or (), options.prompts, output):
         print(text, end="", flush=True)
     return 0
 

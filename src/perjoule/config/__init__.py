@@ -1,5 +1,5 @@
 """Configuration: strict base class, YAML loader, ``key=value`` overrides, the source of each value."""
 
-from perjoule.config.base import Component, Config
+from perjoule.config.base import Component, Config, with_absolute_paths
 
-__all__ = ["Component", "Config"]
+__all__ = ["Component", "Config", "with_absolute_paths"]

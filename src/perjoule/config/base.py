@@ -5,7 +5,8 @@ from __future__ import annotations
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationInfo, field_validator, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -59,6 +60,29 @@ class Config(BaseModel):
             choices = [*words, *["a number"] * numbers, *["true or false"] * booleans]
             raise PydanticCustomError("lookalike", "must be {choices}", {"choices": " or ".join(choices)})
         return value
+
+
+_C = TypeVar("_C", bound=Config)
+
+
+def with_absolute_paths(config: _C) -> _C:
+    """Return a configuration that means the same in every working folder: its relative paths start from this one."""
+    values = {name: getattr(config, name) for name in type(config).model_fields}
+    changed = {name: absolute for name, value in values.items() if (absolute := _absolute(value)) is not value}
+    return config.model_copy(update=changed)
+
+
+def _absolute(value: Any) -> Any:
+    """Return a value with the paths in it made absolute; ``~`` is left for whoever opens the path."""
+    match value:
+        case Path():
+            return value if value.is_absolute() or str(value).startswith("~") else value.absolute()
+        case Config():
+            return with_absolute_paths(value)
+        case tuple():
+            return tuple(map(_absolute, value))
+        case _:
+            return value
 
 
 def _accepted(annotation: Any) -> tuple[set[Any], list[str]]:

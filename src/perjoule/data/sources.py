@@ -279,7 +279,7 @@ def files_source(path: Path, column: str, limits: Limits = DEFAULT_LIMITS) -> So
     if not path.exists():
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
         near = nearest(path.name, siblings)
-        raise DataError(f"no file or folder {path}" + (f"; did you mean {near!r}?" if near else ""))
+        raise DataError(f"no file or folder {path.absolute()}" + (f"; did you mean {near!r}?" if near else ""))
     if (special := special_kind(path)) is not None:
         raise DataError(f"cannot read documents from {path}: it is {special}; accepted: a file or a folder")
     if kind_of(path.name) is None:

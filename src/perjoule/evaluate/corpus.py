@@ -44,6 +44,7 @@ from perjoule.evaluate.trained import Trained
 NO_LOGITS = "the model's forward has no with_logits, so what it finds most likely is not known"
 NO_TEXT = "the data is not text, so its tokens have no bytes"
 NOT_BYTES = "the tokenizer is not byte-level, so the bytes of a single token are not defined"
+NO_BYTES = "the tokens that count stand for no text"
 NOT_FINITE = "the loss is not finite, or its exponential is too large for a number"
 LARGEST_EXPONENT = math.log(sys.float_info.max)
 SAY_EVERY_S = 10.0
@@ -218,6 +219,7 @@ def corpus_loss(trained: Trained, config: LossConfig, say: Callable[[str], None]
             "seconds": time.monotonic() - started,
         }
         metrics += _metrics(sums, split)
+        no_bytes = no_bytes or ("" if counts.get("bytes") else NO_BYTES)
     reasons = {"bits_per_byte": no_bytes, "accuracy": NO_LOGITS}
     for metric in metrics:
         if metric.value is None:

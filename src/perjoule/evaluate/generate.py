@@ -1,4 +1,4 @@
-"""Let a language model write: prompts in, one token after another out, in batches, until each has ended.
+"""Generate text from a language model: prompts in, one token after another out, in batches, until each has ended.
 
 ::
 
@@ -46,6 +46,10 @@ class GenerationConfig(SamplingConfig):
     """Prompts that are read at a time; completions do not depend on it."""
     thinking: DecodingConfig = DecodingConfig()
     """For a model that thinks."""
+    log_probs: bool = False
+    """Note the natural logarithm of each token's probability, as the model gives it, whatever is drawn from."""
+    echo: bool = False
+    """Begin a completion with its prompt; with ``log_probs``, the prompt's tokens have theirs as well."""
     compile: bool = False
     """Compile the decoding of a RetNet: a token takes half the time, the first ones of a batch size up to a minute."""
 
@@ -80,7 +84,9 @@ class Completion:
         text: of these, as it goes on behind the prompt, cut before a stop text; empty without a decode function.
         finish: why it ended.
         num_prompt: tokens of the prompt, its beginning included.
-        seconds: wall time from the begin of its batch to its last token.
+        seconds: wall time from the beginning of its batch to its last token.
+        log_probs: of each token, if asked for.
+        prompt_log_probs: of each token of the prompt, but its first, if asked for with ``echo``.
     """
 
     prompt: int
@@ -89,6 +95,8 @@ class Completion:
     finish: Finish
     num_prompt: int
     seconds: float = field(compare=False)
+    log_probs: tuple[float, ...] | None = None
+    prompt_log_probs: tuple[float, ...] | None = None
 
 
 def longest_sequence(model: object) -> int | None:
@@ -192,23 +200,28 @@ class _Row:
         self._why: Finish = "context" if room < config.max_new_tokens else "length"
         self._tokens: list[int] = []
         self._text: list[str] = []
+        self._log_probs: list[float] = []
+        self.prompt_log_probs: tuple[float, ...] | None = None
 
     @property
     def ended(self) -> bool:
         """Return whether no token comes any more."""
         return self.finish is not None
 
-    def take(self, token: int, begun: float) -> Iterator[Piece | Completion]:
+    def take(self, token: int, log_prob: float | None, begun: float) -> Iterator[Piece | Completion]:
         """Take the next token, and end if it is the last one.
 
         Args:
             token: that was chosen.
+            log_prob: of the token, if asked for.
             begun: when the batch was, by the monotonic clock.
         """
         if token == self.end_id:
             self.finish = "end"
         else:
             self._tokens.append(token)
+            if log_prob is not None:
+                self._log_probs.append(log_prob)
             yield self._piece(token, self._stream.add(token) if self._stream else "")
             if self._stream and self._stream.stopped:
                 self.finish = "stop"
@@ -218,7 +231,17 @@ class _Row:
             if self._stream and (rest := self._stream.end()):
                 yield self._piece(None, rest)
             seconds, text = time.monotonic() - begun, "".join(self._text)
-            yield Completion(self.number, tuple(self._tokens), text, self.finish, len(self.prompt), seconds)
+            log_probs = None if log_prob is None else tuple(self._log_probs)
+            yield Completion(
+                self.number,
+                tuple(self._tokens),
+                text,
+                self.finish,
+                len(self.prompt),
+                seconds,
+                log_probs,
+                self.prompt_log_probs,
+            )
 
     def _piece(self, token: int | None, text: str) -> Piece:
         self._text.append(text)
@@ -234,16 +257,41 @@ def _write(
 ) -> Iterator[Piece | Completion]:
     """Write a batch."""
     begun = time.monotonic()
+    if config.echo and config.log_probs:
+        for row in rows:
+            row.prompt_log_probs = _prompt_log_probs(row.prompt, read, advance, device)
     logits, cache = read(*padded([row.prompt for row in rows], device))
     generators = [row.generator for row in rows]
     while True:
         tokens = choose(logits, config, generators)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
+        found = _log_probs(logits, tokens).tolist() if config.log_probs else [None] * len(rows)
+        for row, token, log_prob in zip(rows, tokens.tolist(), found, strict=True):
             if not row.ended:
-                yield from row.take(token, begun)
+                yield from row.take(token, log_prob, begun)
         if all(row.ended for row in rows):
             return
         logits, cache = advance(tokens, cache)
+
+
+def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return (batch,) natural logarithms of the probabilities of tokens (batch,) by logits (batch, vocab)."""
+    return logits.float().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _prompt_log_probs(
+    prompt: Sequence[int],
+    read: Callable[..., tuple[Tensor, Any]],
+    advance: Callable[[Tensor, Any], tuple[Tensor, Any]],
+    device: torch.device,
+) -> tuple[float, ...]:
+    """Return those of a prompt's tokens but the first, read one by one: decoders give the last logits only."""
+    tokens = torch.tensor(prompt, device=device)
+    logits, cache = read(tokens[None, :1], None)
+    found = []
+    for token in tokens[1:]:
+        found.append(float(_log_probs(logits, token[None])))
+        logits, cache = advance(token[None], cache)
+    return tuple(found)
 
 
 def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:

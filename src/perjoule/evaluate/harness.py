@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import random
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -138,6 +139,8 @@ def _ask(model: Any, found: Any, config: HarnessConfig) -> dict[str, Any]:
             f"harness.tasks {names}: a perplexity is too large for a number; accepted: bits_per_byte in the task's "
             "metric_list (to word_perplexity, a text without spaces is one word)"
         ) from error
+    except (ZeroDivisionError, statistics.StatisticsError) as error:
+        raise ConfigError(f"harness.tasks {names}: a score is a mean over nothing") from error
     except ValueError as error:  # such as a metric that the answers are not for
         line = str(error).partition("\n")[0]
         raise ConfigError(f"harness.tasks {names}: a metric or a question fails: {line}") from error

@@ -144,25 +144,39 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         tokens = self.bpe.encode(string)
         return tokens if add_special_tokens is False else [self.bpe.bos_id, *tokens]
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Return the tokens of a question and of an answer; an answer always has tokens of its own.
+
+        The harness counts the tokens behind those of the question. Where one token spans the end of the question, none
+        may be left, and nothing would be certain; such an answer is read by itself.
+        """
+        question, answer = super()._encode_pair(context, continuation)
+        return question, answer or self.tok_encode(continuation, add_special_tokens=False)
+
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Return, for each (context, continuation), the continuation's log-likelihood and whether it is the greedy one.
 
         Raises:
-            ConfigError: if a continuation is empty, or longer than the model can read.
+            ConfigError: if a continuation is empty or has no token, or is longer than the model can read.
         """
         for context, continuation in (request.args for request in requests):
-            if not continuation:
-                raise ConfigError(
-                    f"a task has an empty answer behind {context[-40:]!r}; accepted: at least a character"
-                )
+            if not continuation or not self.bpe.encode(continuation):
+                said = f"an answer {continuation!r} without tokens" if continuation else "an empty answer"
+                raise ConfigError(f"a task has {said} behind {context[-40:]!r}; accepted: at least a character")
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Return the log-likelihood of whole texts, read in windows that predict each token once."""
+        """Return the log-likelihood of whole texts, read in windows that predict each token once.
+
+        Raises:
+            ConfigError: if a text has no token.
+        """
         windows, owners = [], []
         for number, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0], add_special_tokens=self.score_bos)
+            if not tokens:
+                raise ConfigError("a task has a text without tokens, whose likelihood is not defined; leave it out")
             for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
                 windows.append((("", ""), *make_disjoint_window(window)))
                 owners.append(number)
@@ -274,6 +288,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
 def _score(logits: Tensor, continuation: list[int]) -> tuple[float, bool]:
     """Return the log-likelihood of the tokens behind the last positions, and whether each is the most likely."""
+    assert continuation, "a sum over nothing is no likelihood"
     rows = logits[-len(continuation) :].float().log_softmax(-1)
     targets = torch.tensor(continuation, device=rows.device)
     return float(rows.gather(1, targets.unsqueeze(1)).sum()), bool((rows.argmax(-1) == targets).all())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
 from perjoule.config import Config
 from perjoule.core.errors import ConfigError, suggestion
@@ -40,6 +40,8 @@ class EvaluationConfig(Config):
     """The newest, the one with the lowest held-out loss, or that of a step."""
     device: str = "cpu"
     """Where the model runs: cpu, cuda, cuda:1."""
+    data: dict[str, Any] = Field(default_factory=dict)
+    """What is said anew of the run's data: data.path=… where it was moved."""
     loss: LossConfig = LossConfig()
     """Loss, perplexity, bits per byte and accuracy."""
     thinking: ThinkingCurvesConfig = ThinkingCurvesConfig()
@@ -69,7 +71,7 @@ def evaluate(run: Path, what: Sequence[str], config: EvaluationConfig, say: Say 
     for name in what:
         if name not in KINDS:
             raise ConfigError(f"no evaluation {name!r}: {suggestion(name, KINDS)}")
-    trained = load_trained(run, config.checkpoint, config.device)
+    trained = load_trained(run, config.checkpoint, config.device, config.data)
     yield f"{run}, step {trained.step}, on {config.device}"
     for name in dict.fromkeys(what or ("loss",)):
         settings: Config = getattr(config, name)

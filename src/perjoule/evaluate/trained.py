@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from perjoule.config import Component, Config, yaml
-from perjoule.core.errors import CheckpointError, ConfigError, DataError
+from perjoule.core.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from perjoule.data import SHELF as DATA
 from perjoule.data.contract import DataSet
 from perjoule.data.tokenizer import TextTokenizer
@@ -37,6 +37,7 @@ class Trained:
         config: the model's section of the run's configuration.
         shape: the sizes of the data that the model was built from.
         device: where the model is.
+        data_overrides: what is said anew of the run's ``data`` section, such as a path.
     """
 
     run: Path
@@ -45,6 +46,7 @@ class Trained:
     config: Config
     shape: Mapping[str, int]
     device: torch.device
+    data_overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def decoder(self) -> Decoder:
@@ -77,9 +79,15 @@ class Trained:
         Raises:
             DataError: if it cannot be prepared here, or has changed since.
         """
-        config = _read_config(self.run)
-        data: DataSet = Component(DATA).instantiate(config["data"]).build(config["seed"])
-        before = folder.read_manifest(self.run)["data"]["facts"].get("identity")
+        config, facts = _read_config(self.run), folder.read_manifest(self.run)["data"]["facts"]
+        section = config["data"] | self.data_overrides
+        if "path" not in self.data_overrides and not Path(section.get("path", "/")).is_absolute():
+            section["path"] = facts.get("path", section["path"])  # early runs kept it as it was typed
+        try:
+            data: DataSet = Component(DATA).instantiate(section).build(config["seed"])
+        except DataError as error:
+            raise DataError(f"{error}; if the data of {self.run} was moved, say where it is: data.path=…") from error
+        before = facts.get("identity")
         now = data.facts.get("identity")
         if before != now:
             raise DataError(
@@ -89,16 +97,19 @@ class Trained:
         return data
 
 
-def load_trained(run: Path, which: Which = "last", device: str = "cpu") -> Trained:
+def load_trained(
+    run: Path, which: Which = "last", device: str = "cpu", data_overrides: Mapping[str, Any] | None = None
+) -> Trained:
     """Build the model of a run and load a checkpoint.
 
     Args:
         run: the run folder; the run may still be going on.
         which: the checkpoint.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
+        data_overrides: values of the ``data`` section that are no longer those of training.
 
     Raises:
-        RunFolderError: if it is no run folder.
+        RunFolderError: if it is no run folder, or a measurement without a model.
         CheckpointError: if there is no such checkpoint, or it is damaged.
         ConfigError: if the device does not exist here.
     """
@@ -113,13 +124,21 @@ def load_trained(run: Path, which: Which = "last", device: str = "cpu") -> Train
         model = model.float().to(place).eval()
     except (RuntimeError, AssertionError) as error:  # torch says either
         raise ConfigError(f"device {device} does not exist here; accepted: cpu, or cuda where torch has it") from error
-    return Trained(run, int(checkpoint.name), model, config, sizes, place)
+    return Trained(run, int(checkpoint.name), model, config, sizes, place, data_overrides or {})
 
 
 def _read_config(run: Path) -> dict[str, Any]:
     """Read the configuration a run was trained with."""
-    text = (run / folder.CONFIG).read_text(encoding="utf-8")
-    loaded: dict[str, Any] = yaml.load(text, str(run / folder.CONFIG)).data
+    path = run / folder.CONFIG
+    try:
+        loaded: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), str(path)).data
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(loaded.get("model"), dict):
+        raise RunFolderError(
+            f"{run} holds a measurement of a program that trained its own model: there is no model of ours to load; "
+            f"accepted: a run of perjoule train (what this one cost: perjoule report {run})"
+        )
     return loaded
 
 

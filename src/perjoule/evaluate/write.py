@@ -7,9 +7,11 @@ that was trained on a synthetic set has no text: its prompts and completions are
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from perjoule.data.tokenizer import TextTokenizer
 from perjoule.evaluate.detokenize import Decode
 from perjoule.evaluate.generate import Completion, Finish, GenerationConfig, Piece, stream
 from perjoule.evaluate.trained import Trained, Which, load_trained
-from perjoule.runs.exports import write_csv
 from perjoule.runs.files import write_atomically
 
 PROMPT = "prompt"
 """The field of a .jsonl file, and the column of a .csv file, that holds the prompts; so in the files we write."""
-COLUMNS = (PROMPT, "text", "finish", "prompt_tokens", "new_tokens", "run", "step", "model", "seconds", "settings")
+COLUMNS = (
+    *("written", PROMPT, "text", "finish", "prompt_tokens", "new_tokens"),
+    *("run", "step", "model", "seconds", "settings", "log_probs"),
+)
 WHY: dict[Finish, str] = {
     "end": "the document ended",
     "stop": "a stop text came",
@@ -43,36 +47,37 @@ class WriteConfig(GenerationConfig):
 
 
 def write(
-    run: Path, config: WriteConfig, prompts: Sequence[str], prompts_file: Path | None, output: Path | None
+    run: Path, config: WriteConfig, prompts: Sequence[str], prompts_file: Path | None, output: Output | None
 ) -> Iterator[str]:
-    """Let the model of a run go on with prompts.
+    """Generate text from the model of a run.
 
     Args:
         run: the run folder.
         config: what writes, and how.
         prompts: texts, or token ids with spaces between them if the model was not trained on text.
         prompts_file: more of them: a .txt file with one per line, or a .jsonl or .csv file with a field ``prompt``.
-        output: a .jsonl or .csv file to write instead.
+        output: a file to write instead.
 
     Yields:
         Text for the terminal: a single prompt's completion as it is written, those of several one after another.
 
     Raises:
-        ConfigError: if there is no prompt, one is not for this model, or the output cannot be such a file.
+        ConfigError: if there is no prompt, one is not for this model, or the output cannot be written there.
         DataError: if the file of prompts cannot be read.
         CheckpointError: if the run has no such checkpoint.
         RunFolderError: if it is no run folder, or the output cannot be written.
     """
     texts = [*prompts, *(read_prompts(prompts_file) if prompts_file is not None else ())]
-    _check(texts, output)
+    _check(texts)
+    before = None if output is None else output.open(prompts_file)
     trained = load_trained(run, config.checkpoint, config.device)
     decoder, language = trained.decoder, Language.of(trained)
     tokens = [language.encode(text, f"prompt {number} of {len(texts)}") for number, text in enumerate(texts, 1)]
     parts = stream(decoder, tokens, config, end_id=language.end_id, decode=language.decode, device=trained.device)
-    if output is not None:
+    if output is not None and before is not None:
         completions = [part for part in parts if isinstance(part, Completion)]
-        _save(output, trained, config, texts, sorted(completions, key=lambda one: one.prompt))
-        yield f"{output}\n"
+        output.write(before, records_of(trained, config, texts, sorted(completions, key=lambda one: one.prompt)))
+        yield f"{output.path}\n"
     elif len(texts) == 1:
         yield texts[0]
         yield from (part.text if isinstance(part, Piece) else f"\n[{_closing(part)}]\n" for part in parts)
@@ -180,7 +185,7 @@ def _from_csv(file: Iterable[str]) -> Iterator[str]:
         yield row[PROMPT] or ""
 
 
-def _check(texts: Sequence[str], output: Path | None) -> None:
+def _check(texts: Sequence[str]) -> None:
     """Refuse before anything is loaded what cannot end well."""
     if not texts:
         raise ConfigError(
@@ -191,10 +196,6 @@ def _check(texts: Sequence[str], output: Path | None) -> None:
             text.encode()
         except UnicodeEncodeError as error:  # bytes of the command line that were none of UTF-8
             raise ConfigError(f"prompt {number} of {len(texts)} is not UTF-8: {error.reason}") from error
-    if output is not None and output.suffix not in {".jsonl", ".csv"}:
-        raise ConfigError(f"cannot write completions to {output}; accepted: a file .jsonl or .csv")
-    if output is not None and not output.parent.is_dir():
-        raise ConfigError(f"cannot write completions to {output}: there is no folder {output.parent}")
 
 
 def _in_order(parts: Iterable[Piece | Completion]) -> Iterator[Completion]:
@@ -211,32 +212,109 @@ def _in_order(parts: Iterable[Piece | Completion]) -> Iterator[Completion]:
 
 def _closing(one: Completion) -> str:
     number = len(one.tokens)
-    return f"{number} token{'' if number == 1 else 's'} in {duration(one.seconds)}: {WHY[one.finish]}"
+    said = f"{number} token{'' if number == 1 else 's'} in {duration(one.seconds)}: {WHY[one.finish]}"
+    known = (*(one.prompt_log_probs or ()), *(one.log_probs or ()))
+    return f"{said}; log-probability {sum(known):.4f}, {sum(known) / len(known):.4f} per token" if known else said
 
 
-def _save(
-    path: Path, trained: Trained, config: WriteConfig, texts: Sequence[str], completions: Sequence[Completion]
-) -> None:
-    """Write completions to a file, whole or not at all."""
+def records_of(
+    trained: Trained, config: WriteConfig, texts: Sequence[str], completions: Sequence[Completion]
+) -> list[dict[str, Any]]:
+    """Return what is known of each completion, by the names of ``COLUMNS`` and ``tokens``."""
     settings, kind = config.model_dump(mode="json"), getattr(trained.config, "kind", None)
-    records: list[dict[str, Any]] = [
-        {
-            PROMPT: texts[one.prompt],
-            "text": one.text,
-            "finish": one.finish,
-            "prompt_tokens": one.num_prompt,
-            "new_tokens": len(one.tokens),
-            "run": str(trained.run),
-            "step": trained.step,
-            "model": kind,
-            "seconds": round(one.seconds, 6),
-            "settings": settings,
-        }
-        for one in completions
-    ]
-    if path.suffix == ".csv":
-        written = json.dumps(settings)
-        write_csv(path, COLUMNS, ([*list(record.values())[:-1], written] for record in records))
-        return
-    lines = [{**record, "tokens": list(one.tokens)} for record, one in zip(records, completions, strict=True)]
-    write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    language, written = Language.of(trained), datetime.now(UTC).isoformat(timespec="seconds")
+    records = []
+    for one in completions:
+        prompt = language.encode(texts[one.prompt], "the prompt") if config.echo else []
+        begun = [None, *(one.prompt_log_probs or ())] if config.echo else []
+        records.append(
+            {
+                "written": written,
+                PROMPT: texts[one.prompt],
+                "text": (texts[one.prompt] if config.echo else "") + one.text,
+                "finish": one.finish,
+                "prompt_tokens": one.num_prompt,
+                "new_tokens": len(one.tokens),
+                "run": str(trained.run),
+                "step": trained.step,
+                "model": kind,
+                "seconds": round(one.seconds, 6),
+                "settings": settings,
+                "tokens": [*prompt, *one.tokens],
+                "log_probs": None if one.log_probs is None else [*begun, *one.log_probs],
+            }
+        )
+    return records
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file of completions.
+
+    Args:
+        path: ends in .jsonl or .csv.
+        append: add to the file.
+        overwrite: replace it.
+    """
+
+    path: Path
+    append: bool = False
+    overwrite: bool = False
+
+    def open(self, prompts: Path | None) -> str:
+        """Return what the file holds that stays; before anything is generated, refuse what would be lost.
+
+        Args:
+            prompts: the file that the prompts come from.
+
+        Raises:
+            ConfigError: if the path is not one to write to, or a file is there and neither option says what to do.
+        """
+        path = self.path
+        if path.suffix not in {".jsonl", ".csv"}:
+            raise ConfigError(f"cannot write completions to {path}; accepted: a file .jsonl or .csv")
+        if self.append and self.overwrite:
+            raise ConfigError("--append keeps what a file holds, and --overwrite does not: give one of them")
+        if not path.parent.is_dir():
+            raise ConfigError(f"cannot write completions to {path}: there is no folder {path.parent}")
+        if not path.exists():
+            return ""
+        if prompts is not None and prompts.exists() and prompts.samefile(path):
+            raise ConfigError(f"cannot write completions to {path}: the prompts come from there; choose another file")
+        if not path.is_file():
+            raise ConfigError(f"cannot write completions to {path}: it is no file")
+        if self.overwrite:
+            return ""
+        if not self.append:
+            raise ConfigError(f"{path} exists already; accepted: --append, --overwrite or another file")
+        return self._kept()
+
+    def _kept(self) -> str:
+        """Return what the file holds, whose columns must be ours."""
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"cannot append to {self.path}: {reason}") from error
+        if text and self.path.suffix == ".csv" and text.partition("\n")[0].strip() != ",".join(COLUMNS):
+            raise ConfigError(f"cannot append to {self.path}: its columns are not {', '.join(COLUMNS)}")
+        return text if not text or text.endswith("\n") else f"{text}\n"
+
+    def write(self, before: str, records: Sequence[dict[str, Any]]) -> None:
+        """Write completions behind what stays, whole or not at all.
+
+        Raises:
+            RunFolderError: if the disk is full or the folder cannot be written.
+        """
+        if self.path.suffix == ".jsonl":
+            rows = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        else:
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            if not before:
+                writer.writerow(COLUMNS)
+            for record in records:
+                cells = (record[name] for name in COLUMNS)
+                writer.writerow(json.dumps(cell) if isinstance(cell, dict | list) else cell for cell in cells)
+            rows = text.getvalue()
+        write_atomically(self.path, before + rows)

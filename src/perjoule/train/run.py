@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from perjoule.config import yaml
+from perjoule.config import with_absolute_paths, yaml
 from perjoule.config.resolve import Resolved
 from perjoule.core.errors import ConfigError, DataError
 from perjoule.core.seeding import derive
@@ -83,6 +83,9 @@ def train(
         PerjouleError: with one clear line; the run folder says how it ended.
     """
     resolved = config if isinstance(config, Resolved) else Resolved(config, {})
+    # A run folder can be read from anywhere; where it is made is told by the path that the reader sees.
+    anchored = with_absolute_paths(resolved.config).model_copy(update={"runs": resolved.config.runs})
+    resolved = Resolved(anchored, resolved.sources)
     if resume is not None:
         check_same_run(resume, resolved)
     ranks = Ranks.join(resolved.config.device)
