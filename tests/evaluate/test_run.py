@@ -116,7 +116,7 @@ def test_a_wrong_setting_is_refused_with_the_nearest_one(tmp_path: Path) -> None
 
 
 def test_every_evaluation_has_settings_of_its_own_name() -> None:
-    assert set(KINDS) == set(EvaluationConfig.model_fields) - {"checkpoint", "device"}
+    assert set(KINDS) == set(EvaluationConfig.model_fields) - {"checkpoint", "device", "data"}
 
 
 def test_the_checkpoint_is_the_one_that_was_asked_for(tiny: Tiny) -> None:

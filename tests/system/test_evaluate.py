@@ -1,7 +1,4 @@
-"""``perjoule evaluate`` on every architecture from the command line, and the commands of its page."""
-
-import re
-from pathlib import Path
+"""``perjoule evaluate`` on every architecture from the command line."""
 
 import pytest
 from tests.system.tiny import Tiny, metrics, run_of
@@ -19,8 +16,6 @@ QUICK = (
     "latency.energy_s=0",
     "latency.prompt_tokens=[4]",
 )
-PAGE = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^\$ perjoule (.*)$", PAGE, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -60,17 +55,3 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(tiny: Tiny, capsys: pytest.C
     assert len(lines) == 6
     assert all(line.startswith("perjoule: ") for line in lines)
     assert "cannot think; accepted: runs of kind ebt" in lines[0]
-
-
-def test_commands_of_the_page_work(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(COMMANDS) == 4
-    run = run_of(tiny.train("model.kind=ebt"))
-    for command in COMMANDS:
-        verb, place, *words = command.split()
-        assert place == "RUN"
-        assert main([verb, str(run), *QUICK, *words]) == 0
-    output = capsys.readouterr().out
-    assert output.count(str(run / "evaluations" / "evaluations.csv")) == 4
-    kinds = [one.kind for one in read_evaluations(run)]
-    assert kinds == ["loss", "loss", "loss", "thinking", "latency", "thinking"]
-    assert "± " in output

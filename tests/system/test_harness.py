@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import socket
 import warnings
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ from perjoule.evaluate.trained import load_trained
 from perjoule.export import ExportConfig, export
 
 TASKS = Path(__file__).parents[1] / "evaluate" / "tasks"
-PAGE = Path(__file__).parents[2] / "docs" / "harness.md"
 SHORT = ("harness.limit=6", "harness.bootstrap=10")
 SEQ_LEN = 32
 """Shorter than the longest of the sentences, and than the questions with their examples."""
@@ -130,20 +128,3 @@ def test_the_command_line_says_what_is_no_task(tiny: Tiny, capsys: pytest.Captur
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("perjoule: harness.tasks arc_esy: the LM-evaluation harness has no such task")
     assert "did you mean arc_easy?" in last
-
-
-def test_the_page_of_the_harness_tells_the_truth(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert [language for language, _ in blocks] == ["yaml", "json", "console"]
-    (task, questions, commands) = (body for _, body in blocks)
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "animals.yaml").write_text(task, encoding="utf-8")
-    (tmp_path / "tasks" / "animals.jsonl").write_text(questions, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    run = run_of(tiny.train())
-    for line in commands.splitlines():
-        assert line.startswith("$ perjoule evaluate RUN harness ")
-        assert main(shlex.split(line.replace("RUN", str(run)))[2:]) == 0
-    kept = [json.loads(file.read_text()) for file in sorted((run / "evaluations").glob("*harness.json"))]
-    assert [one["details"]["tasks"]["animals"]["documents"] for one in kept] == [2, 1, 2]
-    assert [len(one["details"].get("samples", {"animals": ()})["animals"]) for one in kept] == [0, 1, 0]
