@@ -41,7 +41,7 @@ def test_an_unknown_device_is_one_line_that_says_how_to_give_its_data_sheet() ->
         find_device("RTX 3091")
     message = str(caught.value)
     assert "no data sheet of the device 'RTX 3091': did you mean 'RTX 3090'?" in message
-    assert "give its data sheet: Device(name, peak_flops, bandwidth, memory_bytes, tdp_w, idle_w, num_cores)" in message
+    assert "write its data sheet into a file and give it with --device-sheet FILE" in message
     assert "\n" not in message
 
 

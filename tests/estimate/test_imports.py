@@ -1,5 +1,7 @@
 """Files of others: what is read from them, and what is said of those that cannot be used."""
 
+import gzip
+import os
 from pathlib import Path
 from statistics import median
 
@@ -132,7 +134,7 @@ def test_the_format_of_a_file_is_told_by_its_columns(tmp_path: Path) -> None:
 
 
 def test_a_file_of_no_known_format_is_told_which_there_are(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no known format\. Accepted: a run folder, the GAISSA table \(record_type"):
+    with pytest.raises(DataError, match=r"no known format\. Accepted, .*: the GAISSA table \(record_type"):
         read_measurements([write(tmp_path, "x.csv", "a,b,c", "1,2,3")])
 
 
@@ -159,8 +161,8 @@ def test_a_column_that_one_kind_of_line_needs_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["-3", "0", "nan", "inf", "many"])
 def test_a_figure_that_cannot_be_is_refused_with_its_line(tmp_path: Path, value: str) -> None:
-    path = write(tmp_path, "summary_power_v100.csv", ZEUS_HEADER, ZEUS_LINE, ZEUS_LINE.replace("3754.3", value))
-    with pytest.raises(DataError, match=f"line 3: time_per_epoch must be above 0, not '{value}'"):
+    path = write(tmp_path, "summary_power_v100.csv", ZEUS_HEADER, ZEUS_LINE.replace("3754.3", value))
+    with pytest.raises(DataError, match=f"line 2: time_per_epoch must be above 0, not '{value}'"):
         read_zeus(path)
 
 
@@ -178,10 +180,10 @@ def test_a_line_that_was_cut_off_is_refused(tmp_path: Path) -> None:
 
 def test_watts_far_above_the_limit_are_taken_for_another_unit(tmp_path: Path) -> None:
     path = write(tmp_path, "summary_power_v100.csv", ZEUS_HEADER, ZEUS_LINE.replace("222.9", "222900"))
-    with pytest.raises(DataError, match="222900 W on average at a limit of 250 W: both must be in watts"):
+    with pytest.raises(DataError, match=r"is 892 times the limit of 250 W: both must be in watts"):
         read_zeus(path)
     line = change(gaissa_line("run_krr_recovered"), "avg_gpu_power_w", "5000")
-    with pytest.raises(DataError, match="line 2: 5000 W on average at a limit of"):
+    with pytest.raises(DataError, match="line 2: 5000 W on average is"):
         read_gaissa(write(tmp_path, "g.csv", GAISSA_LINES[0], line))
 
 
@@ -219,3 +221,105 @@ def test_the_data_beside_the_tests_has_its_source_and_licence() -> None:
     for path in DATA.glob("*.csv"):
         assert path.name in text
     assert "CC BY 4.0" in text and "Apache-2.0" in text
+
+
+def test_rows_that_cannot_be_used_are_left_out_counted_and_named(tmp_path: Path) -> None:
+    bad = (
+        ZEUS_LINE.replace("222.9", "301.8"),  # 1.207 times the limit
+        ZEUS_LINE.replace("3754.3", "nan"),
+        ZEUS_LINE.replace("resnet50", "resnet51"),
+        ZEUS_LINE.rpartition(",")[0],
+        'imagenet,"resnet50,64,adadelta,250,3754.3,222.9',
+    )
+    said: list[str] = []
+    found = read_measurements(
+        [write(tmp_path, "summary_power_v100.csv", ZEUS_HEADER, ZEUS_LINE, *bad, ZEUS_LINE)], say=said.append
+    )
+    assert len(found) == 2
+    assert "5 of 7 rows left out: line 3: 301.8 W on average is 1.21 times the limit of 250 W" in said[0]
+    assert "line 4: time_per_epoch" in said[0] and "unknown architecture 'resnet51'" in said[0]
+    assert "and 2 more" in said[0] and len(said) == 1
+
+
+def test_a_table_without_a_mark_of_what_was_left_out_tells_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = (EMISSIONS_HEADER, "r1,demo,100,0.001,0.002,0,A40,C,1.2", "r2,demo,100,0.001,0.002,0,B40,C,1.2")
+    assert len(read_emissions(write(tmp_path, "emissions.csv", *lines))) == 1
+    assert "1 of 2 rows left out: no data sheet of the device 'B40'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "model", ["8 x NVIDIA A40", "8xA40", "A40 x8", "A40 (x8)", "NVIDIA A40", "|".join(8 * ["A40"])]
+)
+def test_a_run_on_eight_gpus_gives_watts_and_joules_of_one(tmp_path: Path, model: str) -> None:
+    header, line = EMISSIONS_HEADER + ",gpu_count", f"r,p,3600,0.8,1.9,0,{model},Some CPU,1.0,8"
+    (one,) = read_emissions(write(tmp_path, "emissions.csv", header, line))
+    assert (one.job.device.name, one.num_devices) == ("A40", 8)
+    assert one.watts == pytest.approx(237.5)
+    assert one.total_j == pytest.approx(1.9 / 8 * 3.6e6) and one.scopes.cpu_j == pytest.approx(0.1 * 3.6e6)
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "message"),
+    [
+        ("4 x A40", "8", "gpu_count is 8, and gpu_model says 4"),
+        ("A40 | A100", "2", "gpu_model names several kinds"),
+        ("A40", "1.5", "gpu_count must be a whole number"),
+        ("0 x A40", "", "gpu_model names 0 devices"),
+        ("A40", "", "times the limit of 300 W: both must be in watts and of one device"),
+    ],
+)
+def test_a_number_of_gpus_that_cannot_be_told_is_refused(tmp_path: Path, model: str, count: str, message: str) -> None:
+    header, line = EMISSIONS_HEADER + ",gpu_count", f"r,p,3600,0.8,1.9,0,{model},Some CPU,1.0,{count}"
+    with pytest.raises(DataError, match=message):
+        read_emissions(write(tmp_path, "emissions.csv", header, line))
+
+
+def test_two_processors_are_two_devices(tmp_path: Path) -> None:
+    cpu = Device("Intel Xeon", {"fp32": 1e12}, 1e11, 1e10, 150, 10, 8)
+    path = write(tmp_path, "emissions.csv", EMISSIONS_HEADER, "r1,demo,100,0.002,,,,2 x Intel Xeon,")
+    (one,) = read_emissions(path, {"Intel Xeon": cpu})
+    assert (one.num_devices, one.watts) == (2, pytest.approx(36))
+
+
+def test_a_name_of_several_devices_is_refused_where_one_is_asked_for(tmp_path: Path) -> None:
+    line = change(gaissa_line("run_krr_recovered"), "gpu", "2 x RTX 3090")
+    with pytest.raises(ConfigError, match="'2 x RTX 3090' names 2 devices"):
+        read_gaissa(write(tmp_path, "g.csv", GAISSA_LINES[0], line))
+    with pytest.raises(ConfigError, match="'4xv100' names 4 devices"):
+        read_zeus(write(tmp_path, "summary_power_4xv100.csv", ZEUS_HEADER, ZEUS_LINE))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_table_may_have_a_byte_order_mark_or_be_compressed(tmp_path: Path, encoding: str) -> None:
+    text = f"{ZEUS_HEADER}\r\n{ZEUS_LINE}\r\n".encode(encoding)
+    for content in (text, gzip.compress(text)):
+        path = tmp_path / "summary_power_v100.csv"
+        path.write_bytes(content)
+        assert len(read_measurements([path])) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ZEUS_HEADER.encode() + b"\nimag\xe9net,", r"line 2: byte 0xe9 is not UTF-8"),
+        (f'"{ZEUS_HEADER}\n{ZEUS_LINE}'.encode(), "line 1: the names of the columns cannot be read"),
+        (f"{ZEUS_HEADER},network\n".encode(), "two columns are called 'network'"),
+        (f"{ZEUS_HEADER}\n".encode(), "has its columns and no row"),
+        (b"PAR1 and no more", "cannot read"),
+        (b"\x1f\x8b and no more", "cannot read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "summary_power_v100.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_measurements([path])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(DataError, match="it is no regular file"):
+        read_measurements([tmp_path / "pipe.csv"])

@@ -171,6 +171,7 @@ class Measurement:
         study: who measured, so that figures of different campaigns are told apart.
         epochs: its epochs one by one, where they were recorded.
         trusted: whether the power sensor can be believed; False for one that shows the same figure at any load.
+        num_devices: devices of the run. All joules and watts are the share of one of them.
     """
 
     job: Job
@@ -185,6 +186,7 @@ class Measurement:
     study: str = ""
     epochs: tuple[Epoch, ...] = ()
     trusted: bool = True
+    num_devices: int = 1
 
     def value(self, target: Target) -> float | None:
         """Return the measured figure of a target in its unit, or None."""

@@ -44,7 +44,7 @@ def score(
         ConfigError: if there is no data sheet of a device.
         DataError: if a file cannot be used or there is nothing to compare.
     """
-    runs = _with_work(read_measurements(paths, devices))
+    runs = _with_work(read_measurements(paths, devices, say))
     rows, tasks = typical(runs), list[_Task]()
     for study in dict.fromkeys(one.study for one in rows):
         for split in Split:
@@ -81,7 +81,7 @@ def score_unseen(
         ConfigError: if there is no data sheet of a device.
         DataError: if a file cannot be used or no measurement says which network was trained.
     """
-    known, asked = (typical(_with_work(read_measurements(paths, devices))) for paths in (fit, test))
+    known, asked = (typical(_with_work(read_measurements(paths, devices, say))) for paths in (fit, test))
     seen = {one.job.configuration_key for one in known}
     new = [one for one in asked if one.job.configuration_key not in seen]
     repeated = [one for one in asked if one.job.configuration_key in seen]

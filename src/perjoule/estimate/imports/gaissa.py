@@ -1,4 +1,7 @@
-"""Import the GAISSA training runs (del Rey et al.): CNNs on three GPUs, mean watts and kilojoules per epoch.
+"""Import the table in which GAISSA's published figures were gathered: CNNs on three GPUs, mean watts and kJ per epoch.
+
+The files that the studies themselves write are read by :mod:`perjoule.estimate.imports.gaissa_trail`; this table
+(``record_type`` in its first column) holds what was recovered of data that they did not publish.
 
 Three record types. ``run_krr_recovered`` gives watts and the energy of an epoch, which holds about 2 % of modelled RAM:
 it is taken apart here, and the seconds follow from the two. ``run_seaa2023`` gives watts, seconds and joules of whole
@@ -19,14 +22,14 @@ from pathlib import Path
 from perjoule.core.errors import DataError, suggestion
 from perjoule.estimate.contract import Job, Measurement, Scopes
 from perjoule.estimate.devices import Device, find_device
-from perjoule.estimate.imports.table import Row, rows
+from perjoule.estimate.imports.table import Row, Say, check_watts, use_rows
 from perjoule.estimate.workloads import Workload, find_architecture
 
 COLUMNS = ("record_type", "environment", "gpu", "architecture", "dataset", "batch_size", "image_px", "run")
 STUDY = "GAISSA"
 RAM_OVER_GPU = 0.019
 """Energy of the modelled RAM over that of the GPU, from 33 configurations whose epochs were also timed (± 0.009)."""
-_UNINFORMATIVE = frozenset({"GTX 750 Ti"})
+UNINFORMATIVE = frozenset({"GTX 750 Ti"})
 """Cards that report the same watts at any load (28.0 ± 0.09 W)."""
 _MIXED_SHARE = 0.9
 _HEAD_UNITS = (2048, 1024)
@@ -35,54 +38,99 @@ _CLASSES = {"caltech101": 102, "stanford_dogs": 120}
 _SAMPLES = {"caltech101": (3059.0, 6085.0), "stanford_dogs": (12000.0, 8580.0)}
 
 
-def read_gaissa(path: Path, devices: Mapping[str, Device] | None = None) -> list[Measurement]:
+def read_gaissa(path: Path, devices: Mapping[str, Device] | None = None, say: Say | None = None) -> list[Measurement]:
     """Read runs and epoch durations.
 
     Args:
         path: the file.
         devices: data sheets beyond those of :data:`perjoule.estimate.devices.DEVICES`, by name.
+        say: is told which lines were left out; None: the log.
 
     Raises:
-        ConfigError: if there is no data sheet of a device.
-        DataError: if a line cannot be used.
+        ConfigError: if there is no data sheet of any device.
+        DataError: if no line can be used.
     """
     readers = {"run_krr_recovered": _recovered, "run_seaa2023": _whole_run, "config_epoch_duration": _durations}
-    measurements = []
-    for row in rows(path, COLUMNS):
+
+    def read(row: Row) -> Measurement:
         kind = row.text("record_type")
         if kind not in readers:
-            known = suggestion(kind, readers)
-            raise DataError(f"{row.path}, line {row.line}: unknown record_type {kind!r}: {known}")
-        measurements.append(readers[kind](row, _job(row, devices)))
-    return measurements
+            raise DataError(f"{row.where}: unknown record_type {kind!r}: {suggestion(kind, readers)}")
+        return readers[kind](row, _job(row, devices))
+
+    return use_rows(path, COLUMNS, read, say)
 
 
 def _job(row: Row, devices: Mapping[str, Device] | None) -> Job:
     """Return what was known before the run."""
-    device = find_device(row.text("gpu"), devices)
-    dataset = row.text("dataset").removesuffix("-occupancy")
-    size = row.number("image_px")
+    return gaissa_job(
+        find_device(row.text("gpu"), devices),
+        environment=row.text("environment"),
+        architecture=row.text("architecture"),
+        dataset=row.text("dataset"),
+        batch_size=int(row.number("batch_size")),
+        image_px=row.number("image_px"),
+        limit_w=row.optional("gpu_max_power_w"),
+        samples=(row.optional("train_images"), row.optional("val_images")),
+        forward_gflops=row.optional("gflops_forward"),
+        ram_gb=row.optional("ram_total_gb"),
+        where=row.where,
+    )
+
+
+def gaissa_job(
+    device: Device,
+    *,
+    environment: str,
+    architecture: str,
+    dataset: str,
+    batch_size: int,
+    image_px: float,
+    where: str,
+    limit_w: float | None = None,
+    samples: tuple[float | None, float | None] = (None, None),
+    forward_gflops: float | None = None,
+    ram_gb: float | None = None,
+) -> Job:
+    """Return what was known before a run of the two studies.
+
+    Args:
+        device: the GPU.
+        environment: ``Local Normal User``, ``Local ML Engineer`` or ``Cloud``.
+        architecture: as Keras spells it.
+        dataset: name of the data.
+        batch_size: samples per step.
+        image_px: side of an image.
+        where: file and line.
+        limit_w: highest power limit of the card, in watts; None: the data sheet's.
+        samples: images that are trained on and validated with; None: those of the data set.
+        forward_gflops: of a forward pass of one image; None: the architecture's.
+        ram_gb: memory of the host; None if unknown.
+
+    Raises:
+        DataError: if the architecture is unknown.
+    """
+    dataset = dataset.removesuffix("-occupancy")
     frozen = dataset in _CLASSES
-    samples = _SAMPLES.get(dataset, (23807.0, 10203.0))
-    forward = row.optional("gflops_forward")
+    known = _SAMPLES.get(dataset, (23807.0, 10203.0))
     workload = Workload(
-        find_architecture(row.text("architecture"), f"{row.path}, line {row.line}"),
+        find_architecture(architecture, where),
         dataset,
-        size,
-        row.optional("train_images") or samples[0],
-        row.optional("val_images") or samples[1],
+        image_px,
+        samples[0] or known[0],
+        samples[1] or known[1],
         trained_share=0.0 if frozen else _MIXED_SHARE,
-        head_parameters=_head_parameters(size, dataset) if frozen else 0.0,
-        flops_forward=None if forward is None else forward * 1e9,
+        head_parameters=_head_parameters(image_px, dataset) if frozen else 0.0,
+        flops_forward=None if forward_gflops is None else forward_gflops * 1e9,
     )
     return Job(
         device,
         workload,
-        int(row.number("batch_size")),
-        power_limit_w=min(device.tdp_w, row.optional("gpu_max_power_w") or device.tdp_w),
-        host=f"gaissa {row.text('environment')}",
+        batch_size,
+        power_limit_w=min(device.tdp_w, limit_w or device.tdp_w),
+        host=f"gaissa {environment}",
         framework="tensorflow",
-        ram_gb=row.optional("ram_total_gb"),
+        ram_gb=ram_gb,
     )
 
 
@@ -96,8 +144,7 @@ def _head_parameters(size: float, dataset: str) -> float:
 def _recovered(row: Row, job: Job) -> Measurement:
     """Read mean watts of the GPU and mean kilojoules of an epoch, RAM included."""
     watts, joules = row.number("avg_gpu_power_w"), row.number("epoch_energy_mean_kj") * 1e3
-    if watts > 1.2 * job.limit_w:
-        raise DataError(f"{row.path}, line {row.line}: {watts:g} W on average at a limit of {job.limit_w:g} W")
+    check_watts(row.where, watts, job.limit_w)
     gpu_j = joules / (1 + RAM_OVER_GPU)
     return Measurement(
         job,
@@ -107,7 +154,7 @@ def _recovered(row: Row, job: Job) -> Measurement:
         replicate=row.text("run"),
         source=f"{row.path.name} run_krr_recovered",
         study=STUDY,
-        trusted=job.device.name not in _UNINFORMATIVE,
+        trusted=job.device.name not in UNINFORMATIVE,
     )
 
 
@@ -122,7 +169,7 @@ def _whole_run(row: Row, job: Job) -> Measurement:
         replicate=row.text("run"),
         source=f"{row.path.name} run_seaa2023",
         study=STUDY,
-        trusted=job.device.name not in _UNINFORMATIVE,
+        trusted=job.device.name not in UNINFORMATIVE,
     )
 
 

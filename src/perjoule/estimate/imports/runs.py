@@ -53,15 +53,17 @@ def read_run(path: Path, devices: Mapping[str, Device] | None = None) -> Measure
         raise DataError(f"{path}: no step of this run is timed: nothing to learn from")
     accounts = outermost_accounts(build_ledger(run).merged())
     seconds = float(steps.wall_s.sum())
+    # All figures are the share of one device: of as many GPUs as were metered.
+    num = max(1, len({one.sensor.domain for one in accounts if one.sensor.scope in _SCOPES["gpu_j"]}))
     by_scope = {
-        name: _joules_by_step([one for one in accounts if one.sensor.scope in scopes], steps.step)
+        name: _joules_by_step([one for one in accounts if one.sensor.scope in scopes], steps.step, num)
         for name, scopes in _SCOPES.items()
     }
     scopes = Scopes(**{name: None if joules is None else float(joules.sum()) for name, joules in by_scope.items()})
     of_device = by_scope["cpu_j"] if by_scope["gpu_j"] is None else by_scope["gpu_j"]
     device_j = scopes.device_j
     return Measurement(
-        _job(run, int(steps.samples.sum()), len(steps), devices),
+        _job(run, int(steps.samples.sum()) / num, len(steps), devices),
         scopes,
         seconds_per_epoch=seconds,
         watts=None if device_j is None else device_j / seconds,
@@ -71,16 +73,17 @@ def read_run(path: Path, devices: Mapping[str, Device] | None = None) -> Measure
         source=str(path),
         study="perjoule",
         epochs=() if of_device is None else _parts(steps.wall_s, of_device),
+        num_devices=num,
     )
 
 
-def _joules_by_step(accounts: Sequence[Account], steps: Ints) -> Floats | None:
-    """Return the (num_steps,) joules from one step's end to the next; None without accounts that tell."""
+def _joules_by_step(accounts: Sequence[Account], steps: Ints, num_devices: int) -> Floats | None:
+    """Return a device's share of the (num_steps,) joules from one step's end to the next; None without accounts."""
     curves = [one.by_step for one in accounts if len(one.by_step.steps) > 1]
     if not curves or len(steps) < 2:
         return None
     ends = sum((np.interp(steps, one.steps, one.energy_uj) / _UJ_PER_J for one in curves), np.zeros(len(steps)))
-    joules: Floats = np.diff(ends, prepend=np.nan)
+    joules: Floats = np.diff(ends, prepend=np.nan) / num_devices
     joules[0] = joules[1:].mean()
     return joules
 
@@ -94,7 +97,7 @@ def _parts(seconds: Floats, joules: Floats) -> tuple[Epoch, ...]:
     return tuple(Epoch(float(some_s.sum()), float(some_j.sum())) for some_s, some_j in parts)
 
 
-def _job(run: Run, samples: int, num_steps: int, devices: Mapping[str, Device] | None) -> Job:
+def _job(run: Run, samples: float, num_steps: int, devices: Mapping[str, Device] | None) -> Job:
     """Return what was known before the run."""
     facts = run.segments[-1].facts
     host = facts.get("host") or {}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from perjoule.core.errors import DataError, suggestion
 from perjoule.estimate.contract import Job, Measurement, Scopes
 from perjoule.estimate.devices import Device, find_device
-from perjoule.estimate.imports.table import Row, rows
+from perjoule.estimate.imports.table import Row, Say, check_watts, use_rows
 from perjoule.estimate.workloads import Workload, find_architecture
 
 COLUMNS = ("dataset", "network", "batch_size", "optimizer", "power_limit", "time_per_epoch", "average_power")
@@ -38,12 +38,13 @@ _DATA: Mapping[str, _Data] = {
 }
 
 
-def read_zeus(path: Path, devices: Mapping[str, Device] | None = None) -> list[Measurement]:
+def read_zeus(path: Path, devices: Mapping[str, Device] | None = None, say: Say | None = None) -> list[Measurement]:
     """Read ``summary_power_<device>.csv``; the file's name says which device.
 
     Args:
         path: the file.
         devices: data sheets beyond those of :data:`perjoule.estimate.devices.DEVICES`, by name.
+        say: is told which lines were left out; None: the log.
 
     Raises:
         ConfigError: if there is no data sheet of the device.
@@ -53,26 +54,23 @@ def read_zeus(path: Path, devices: Mapping[str, Device] | None = None) -> list[M
     if found is None:
         raise DataError(f"{path}: a Zeus trace says its device in its name: summary_power_v100.csv")
     device = find_device(found[1], devices)
-    return [_measurement(row, device) for row in rows(path, COLUMNS)]
+    return use_rows(path, COLUMNS, lambda row: _measurement(row, device), say)
 
 
 def _measurement(row: Row, device: Device) -> Measurement:
     """Return what a line says."""
     dataset = row.text("dataset")
     if dataset not in _DATA:
-        raise DataError(f"{row.path}, line {row.line}: unknown dataset {dataset!r}: {suggestion(dataset, _DATA)}")
+        raise DataError(f"{row.where}: unknown dataset {dataset!r}: {suggestion(dataset, _DATA)}")
     workload = Workload(
-        find_architecture(row.text("network"), f"{row.path}, line {row.line}"),
+        find_architecture(row.text("network"), row.where),
         dataset,
         _DATA[dataset].sample_size,
         _DATA[dataset].train_samples,
         optimizer=row.text("optimizer"),
     )
     limit_w, watts = row.number("power_limit"), row.number("average_power")
-    if watts > 1.2 * limit_w:
-        raise DataError(
-            f"{row.path}, line {row.line}: {watts:g} W on average at a limit of {limit_w:g} W: both must be in watts"
-        )
+    check_watts(row.where, watts, limit_w)
     seconds = row.number("time_per_epoch")
     job = Job(device, workload, int(row.number("batch_size")), power_limit_w=limit_w, host=f"zeus {device.name}")
     return Measurement(job, Scopes(gpu_j=seconds * watts), seconds, watts, source=row.path.name, study="Zeus")
