@@ -2,7 +2,7 @@
 
 ::
 
-    compute = FLOPs / (peak · e_c)
+    compute = FLOPs / (peak · e_c · (peak / bandwidth / 20)^-b)
     memory  = bytes / (bandwidth · e_m) + r · (bytes again / bandwidth + FLOPs in series / peak)
     busy  = s · (compute + memory + kernels · l)                                 seconds of the device, per step
     busy *= exp(a · x + b · x²),  x = log(power wanted / power allowed) above 0  a power limit lowers the clock
@@ -16,6 +16,7 @@ products follow one another. A second of memory traffic draws less power than on
 launch much less. The processor's slowness ``t`` is one figure for all that it does, and what a framework makes it do
 (``h``, ``k``) another: a run that shows the one on a new host tells all others there.
 
+A device that can do many FLOPs for each byte it can read reaches less of its peak (``b``): its products wait for data.
 Every quantity in small letters is positive; its logarithm is a sum of one shared value and of deviations of the device,
 the host, the framework, the architecture and the data set (``LATENTS``), with Gaussian priors. What is known of nothing
 keeps the width of its prior, so that a device that was never measured still gets an interval.
@@ -35,6 +36,7 @@ Floats = NDArray[np.float64]
 _BYTES = 4.0
 _UPDATE_BYTES = 28.0  # read weight, gradient and two moments, write weight and two moments, in float32
 _SAMPLE_S = 1e-6  # to hand over one sample, however small
+_BALANCE = 20.0  # FLOP per byte: of a device whose peak is that of float32
 _REACHED_SHARE = 0.97  # of a power limit, on average
 
 
@@ -61,12 +63,13 @@ class Latent:
 LATENTS: Mapping[str, Latent] = {
     "device_slowness": Latent(1.0, 0.0, {"device": 0.2}),
     "compute": Latent(0.35, 0.5, {"device": 0.2, "architecture": 0.4}),
+    "balance": Latent(0.35, 0.5, {}),
     "memory": Latent(0.6, 0.4, {"device": 0.2, "architecture": 0.3}),
     "reuse": Latent(2.0, 0.8, {}),
     "serial": Latent(2.0, 0.5, {"device": 0.6, "architecture": 0.3}),
     "latency_s": Latent(6e-6, 0.6, {"device": 0.2, "architecture": 0.3}),
-    "host_slowness": Latent(1.0, 0.0, {"host": 0.4}),
-    "host_s": Latent(2e-3, 0.5, {"framework": 0.7, "architecture": 0.3}),
+    "host_slowness": Latent(1.0, 0.5, {"host": 0.5}),
+    "host_s": Latent(5e-4, 0.7, {"framework": 0.7, "architecture": 0.3}),
     "launch_s": Latent(1.5e-5, 0.5, {"framework": 0.5, "architecture": 0.3}),
     "data_s": Latent(2e-9, 0.8, {"dataset": 0.8}),
     "overlap": Latent(2.0, 0.3, {}),
@@ -78,6 +81,36 @@ LATENTS: Mapping[str, Latent] = {
     "slow_linear": Latent(0.3, 0.4, {"device": 0.2, "architecture": 0.2}),
     "slow_square": Latent(0.3, 0.5, {"device": 0.2, "architecture": 0.2}),
 }
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How far the priors reach: by how much devices, hosts and their networks differ.
+
+    Args:
+        device: factor of all standard deviations of devices in ``LATENTS``.
+        host: standard deviation of hosts; as much is left open of what all hosts share.
+        pair: standard deviation of what a network does on one device alone.
+    """
+
+    device: float = 1.0
+    host: float = 0.5
+    pair: float = 0.06
+
+    def latents(self) -> dict[str, Latent]:
+        """Return the priors with these widths."""
+        found = {}
+        for name, latent in LATENTS.items():
+            groups = {kind: sd * self.device if kind == "device" else sd for kind, sd in latent.groups.items()}
+            if "host" in groups:
+                found[name] = Latent(latent.value, self.host, {**groups, "host": self.host})
+            else:
+                found[name] = Latent(latent.value, latent.shared, groups)
+        return found
+
+
+WIDTHS = Widths()
+"""What :func:`perjoule.estimate.choice.choose_widths` finds on the measurements that the tests' are a part of."""
 
 
 @dataclass(frozen=True)
@@ -174,12 +207,13 @@ def evaluate(x: Features, log_latents: Mapping[str, Floats]) -> Floats:
     slow = np.exp(q["slow_linear"] * over + q["slow_square"] * over**2)
     worth, step = np.zeros(len(x)), np.zeros(len(x))
     slow *= q["device_slowness"]
+    reached = q["compute"] * (x.peak / x.bandwidth / _BALANCE) ** -q["balance"]
     no_update = np.zeros(len(x))
     for num, flops, moved, updated, again, kernels in (
         (x.train_steps, x.train_flops, x.train_bytes, x.update_bytes, x.train_bytes_again, x.kernels * x.backward),
         (x.validation_steps, x.validation_flops, x.validation_bytes, no_update, x.validation_bytes_again, x.kernels),
     ):
-        compute = flops * (1 - x.serial_share) / (x.peak * q["compute"])
+        compute = flops * (1 - x.serial_share) / (x.peak * reached)
         memory = (moved * (1 + q["reuse"] * x.depthwise) + updated) / (x.bandwidth * q["memory"])
         memory += q["serial"] * (again / x.bandwidth + flops * x.serial_share / x.peak)
         latency = kernels * q["latency_s"]

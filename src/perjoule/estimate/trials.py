@@ -148,7 +148,7 @@ def calibrate(others: Sequence[Measurement], mine: Sequence[Measurement], study:
         mine: rows of this one.
         study: whose rows are asked.
     """
-    runs, trial, method = _highest_limits(mine), Trial(), PhysicalConfig().build()
+    runs, trial, method = highest_limits(mine), Trial(), PhysicalConfig().build()
     try:
         method.fit(others)
     except DataError as error:
@@ -171,7 +171,7 @@ def _measured(num: int) -> str:
     return f"device, {num} configuration{'s' * (num > 1)} measured"
 
 
-def _highest_limits(rows: Sequence[Measurement]) -> list[Measurement]:
+def highest_limits(rows: Sequence[Measurement]) -> list[Measurement]:
     """Return one measured row of each configuration, that with the highest power limit."""
     best: dict[tuple[str, ...], Measurement] = {}
     for one in rows:

@@ -15,14 +15,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from perjoule.config.base import Config
 from perjoule.core.errors import ConfigError, DataError
 from perjoule.estimate.baseline import check_target, fitted, planned_epochs
 from perjoule.estimate.contract import Estimate, Job, Measurement, Needs, Target
 from perjoule.estimate.hierarchy import Hierarchy
-from perjoule.estimate.step_model import Floats
+from perjoule.estimate.step_model import WIDTHS, Floats, Widths
 
 _GAUSSIAN_90 = 1.645
 _RUN_SD = 0.03  # of the logarithm of the joules of one measured run
@@ -40,8 +40,19 @@ class PhysicalConfig(Config):
     """How much Student's quantile counts."""
 
     kind: Literal["physical"] = "physical"
+    device_width: PositiveFloat = WIDTHS.device
+    """Factor of the standard deviations by which devices differ in the priors."""
+    host_width: PositiveFloat = WIDTHS.host
+    """Standard deviation of the logarithm of hosts' slowness, shared and each host's own."""
+    pair_width: PositiveFloat = WIDTHS.pair
+    """Standard deviation of what a network does on one device alone."""
     prior_groups: PositiveInt = 4
     """Number of groups of measurements against which Student's 90 % quantile is weighed."""
+
+    @classmethod
+    def of(cls, widths: Widths) -> PhysicalConfig:
+        """Return the settings with these widths."""
+        return cls(device_width=widths.device, host_width=widths.host, pair_width=widths.pair)
 
     def build(self) -> Physical:
         """Return the estimator."""
@@ -75,7 +86,9 @@ class Physical:
                 "physical needs at least one measured run with the FLOPs of its architecture and its seconds or watts"
             )
         jobs = [job for job, _ in usable]
-        self._model = Hierarchy(jobs, np.array([log_y for _, log_y in usable]).T)
+        config = self._config
+        widths = Widths(config.device_width, config.host_width, config.pair_width)
+        self._model = Hierarchy(jobs, np.array([log_y for _, log_y in usable]).T, widths)
         self._known = {level: frozenset(_group(job, level) for job in jobs) for level in _LEVELS}
         self._factors = {level: self._factor(jobs, level) for level in _LEVELS}
         # On a device that has many configurations, they say more of its next one than those of other devices do.
@@ -117,11 +130,13 @@ class Physical:
                 factors[output] = np.exp(logs / (num - 1 + prior))
         return factors
 
-    def _half(self, job: Job, output: int) -> float:
-        """Return the factor from the standard deviation of a job to half its interval."""
+    def _factor_of(self, job: Job, output: int) -> float:
+        """Return the factor by which the interval of a job is wider than what is drawn says."""
         level = self.novelty(job)
+        if level == _DEVICE:
+            return 1.0
         factors = self._own[job.device.name] if level == _CONFIGURATION else self._factors[level]
-        return float(factors[output])
+        return float(factors[output]) / _GAUSSIAN_90
 
     def novelty(self, job: Job) -> str:
         """Return the kind of novelty of a job: the first of device, architecture, … that was never measured."""
@@ -147,13 +162,15 @@ class Physical:
         for job in jobs:
             if job.workload.forward_flops <= 0:
                 raise ConfigError(f"physical needs the FLOPs of {job.workload.architecture.name!r}, and has 0")
-        found, output = self._model.predict(jobs), _OUTPUT[target]
-        logs = found.mean[output] if output < 2 else found.mean.sum(axis=0)
+        drawn, output = self._model.draw(jobs), _OUTPUT[target]
+        logs = drawn[output] if output < 2 else drawn.sum(axis=0)
         estimates = []
-        for job, log, sd in zip(jobs, logs, found.sd[output], strict=True):
-            half = self._half(job, output) * sd
-            times = planned_epochs(job, self.kind) if target is Target.TOTAL_ENERGY else 1
-            low, mean, high = (times * float(np.exp(value)) for value in (log - half, log, log + half))
+        for job, log, ends in zip(jobs, logs.mean(axis=0), np.quantile(logs, (0.05, 0.95), axis=0).T, strict=True):
+            times, factor = (
+                planned_epochs(job, self.kind) if target is Target.TOTAL_ENERGY else 1,
+                self._factor_of(job, output),
+            )
+            low, mean, high = (times * float(np.exp(log + factor * (end - log))) for end in (ends[0], log, ends[1]))
             if target is Target.WATTS:  # no interval reaches above what the device may draw, or below 0
                 mean, high = min(mean, job.limit_w), min(high, 1.05 * job.limit_w)
             estimates.append(Estimate(mean, low, high, target.unit, self.kind))
