@@ -37,15 +37,16 @@ def test_a_configuration_that_was_left_out_is_met_within_eight_percent() -> None
     assert np.mean(covered) >= 0.8
 
 
-def test_an_architecture_that_was_left_out_is_met_within_a_quarter_and_its_interval() -> None:
+def test_an_architecture_that_was_left_out_is_met_within_thirty_percent_and_its_interval() -> None:
     errors, covered = left_out(Split.ARCHITECTURE)
-    assert np.median(errors) <= 0.25
+    assert np.median(errors) <= 0.3
     assert np.mean(covered) >= 0.85
 
 
-def test_a_device_that_was_left_out_is_met_within_thirty_percent() -> None:
-    errors, _ = left_out(Split.DEVICE)
-    assert np.median(errors) <= 0.30
+def test_a_device_that_was_left_out_is_met_within_forty_percent_and_its_interval() -> None:
+    errors, covered = left_out(Split.DEVICE)
+    assert np.median(errors) <= 0.4
+    assert np.mean(covered) >= 0.85
 
 
 def test_measuring_a_new_device_narrows_its_intervals() -> None:
@@ -87,8 +88,8 @@ def test_the_covariance_of_jobs_has_about_their_variances_on_its_diagonal() -> N
     assert physical._model is not None
     jobs = [make_job("A40", size) for size in ("vgg16", "resnet50")] + [zeus()[0].job]
     covariance = physical._model.covariance(jobs)
-    drawn, linearised = np.sqrt(np.diagonal(covariance)), physical._model.predict(jobs).sd[2]
-    assert drawn[:2] == pytest.approx(linearised[:2], rel=0.15)
+    drawn, marginal = np.sqrt(np.diagonal(covariance)), physical._model.draw(jobs).sum(axis=0).std(axis=0)
+    assert drawn[:2] == pytest.approx(marginal[:2], rel=0.15)
     assert drawn[2] < 0.25 * drawn[0]  # it has been measured
     assert covariance[0, 1] > 0.3 * drawn[0] * drawn[1]  # both err with the device
 
@@ -169,13 +170,51 @@ def test_replicates_count_once() -> None:
     assert log_s == pytest.approx(np.log(10.0))
 
 
-def test_where_measurements_count_for_nothing_the_interval_is_the_gaussian_one() -> None:
+def test_where_measurements_count_for_nothing_the_interval_is_nine_tenths_of_what_is_drawn() -> None:
     doubting = PhysicalConfig(prior_groups=10**9).build()
     doubting.fit(gaissa())
     assert doubting._model is not None
     for job in (gaissa()[5].job, make_job("A40")):
-        found, log_sd = doubting.predict(job, Target.SECONDS_PER_EPOCH), doubting._model.predict([job]).sd[0, 0]
-        assert np.log(found.high / found.mean) == pytest.approx(1.645 * log_sd, rel=1e-3)
+        found, drawn = doubting.predict(job, Target.SECONDS_PER_EPOCH), doubting._model.draw([job])[0, :, 0]
+        inside = (drawn > np.log(found.low)) & (drawn < np.log(found.high))
+        assert inside.mean() == pytest.approx(0.9, abs=0.01)
+
+
+def test_what_is_said_of_a_job_does_not_depend_on_what_is_asked_beside_it() -> None:
+    physical = fitted(zeus())
+    jobs = [zeus()[0].job, make_job("A40"), make_job("A40", "xception"), make_job("H100")]
+    together = physical.predict_all(jobs, Target.ENERGY_PER_EPOCH)
+    for job, found in zip(jobs, together, strict=True):
+        alone = physical.predict(job, Target.ENERGY_PER_EPOCH)
+        assert (alone.low, alone.mean, alone.high) == pytest.approx((found.low, found.mean, found.high))
+
+
+def test_a_device_becomes_known_by_degrees() -> None:
+    others = tuple(one for one in zeus() if one.job.device.name != "P100")
+    p100 = [one for one in zeus() if one.job.device.name == "P100"]
+    asked, *known = p100[-1], *p100[::4]
+    widths = []
+    for num in (0, 1, 3, 8):
+        found = fitted((*others, *known[:num])).predict(asked.job, Target.ENERGY_PER_EPOCH)
+        widths.append(np.log(found.high / found.low))
+    assert widths == sorted(widths, reverse=True)
+    assert widths[1] > 0.3 * widths[0]  # a single run does not tell all
+
+
+def test_a_new_host_is_taken_to_be_like_the_hosts_that_were_measured() -> None:
+    def runs(device: str, slowness: float) -> list[Measurement]:
+        jobs = [make_job(device, network, size) for network in ("resnet50", "vgg16") for size in (1, 2, 4)]
+        latents = {name: np.full(len(jobs), np.log(one.value)) for name, one in LATENTS.items()}
+        latents["host_slowness"] = latents["host_slowness"] + np.log(slowness)
+        seconds, watts = np.exp(evaluate(features(jobs), latents))
+        return [measure(job, float(s), float(w)) for job, s, w in zip(jobs, seconds, watts, strict=True)]
+
+    asked = make_job("A40", batch_size=1)
+    fast, slow = (
+        fitted((*runs("V100", by), *runs("P100", by))).predict(asked, Target.SECONDS_PER_EPOCH).mean
+        for by in (1.0, 3.0)
+    )
+    assert 2.0 < slow / fast < 3.3
 
 
 def test_a_device_with_many_configurations_has_intervals_of_its_own() -> None:

@@ -10,7 +10,7 @@ from tests.estimate.measured import make_job
 
 from perjoule.estimate.contract import Job
 from perjoule.estimate.devices import DEVICES
-from perjoule.estimate.step_model import LATENTS, evaluate, features, group_labels
+from perjoule.estimate.step_model import LATENTS, Widths, evaluate, features, group_labels
 from perjoule.estimate.workloads import ARCHITECTURES
 
 
@@ -54,7 +54,7 @@ def test_validation_adds_forward_passes_only() -> None:
 def test_a_slow_processor_bounds_the_time_of_small_steps_and_not_of_large_ones() -> None:
     jobs = (make_job("H100", batch_size=1), make_job("GTX 750 Ti", batch_size=256))
     (small, large), _ = predict(*jobs)
-    (small_slow, large_slow), _ = predict(*jobs, host_s=10 * LATENTS["host_s"].value)
+    (small_slow, large_slow), _ = predict(*jobs, host_s=40 * LATENTS["host_s"].value)
     assert small_slow > 2 * small
     assert large_slow < 1.05 * large
 
@@ -113,3 +113,25 @@ def test_features_have_one_row_per_job() -> None:
     assert len(features([make_job(), make_job()])) == 2
     assert len(features([])) == 0
     assert features([make_job(batch_size=64)]).batch == pytest.approx([64])
+
+
+def test_a_device_with_more_flops_than_bytes_for_them_reaches_less_of_its_peak() -> None:
+    def speed_up(balance: float) -> float:
+        (a40, slower), _ = predict(make_job("A40", "vgg16", 256), make_job("P100", "vgg16", 256), balance=balance)
+        return slower / a40
+
+    assert 1 < speed_up(0.5) < 0.8 * speed_up(0.01)
+
+
+def test_a_device_that_idles_near_a_low_limit_still_works() -> None:
+    limits = (100, 150, 200, 300)
+    seconds, watts = predict(*(make_job("A40", "vgg16", 256, limit_w=limit) for limit in limits), idle=1.2)
+    assert seconds[0] < 8 * seconds[-1]
+    assert all(power <= limit for power, limit in zip(watts, limits, strict=True))
+
+
+def test_widths_scale_the_priors_they_name_and_no_other() -> None:
+    narrow, wide = Widths(device=0.5, host=0.2).latents(), Widths(device=1.0, host=0.4).latents()
+    assert wide["compute"].groups["device"] == 2 * narrow["compute"].groups["device"]
+    assert wide["compute"].groups["architecture"] == narrow["compute"].groups["architecture"]
+    assert (narrow["host_slowness"].shared, narrow["host_slowness"].groups["host"]) == (0.2, 0.2)

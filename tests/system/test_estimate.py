@@ -1,5 +1,6 @@
 """`perjoule estimate` from its request to its lines, with real calibration runs of a tiny set."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_a_recipe_is_estimated_with_alternatives_and_a_budget(profile: MachinePr
     assert {"steps", "step", "time", "energy", "carbon", "cost", "peak memory"} <= rows
     assert any("calibrated on 2 configurations" in line for line in lines)
     assert any("batch.size=8 " in line and "energy" in line for line in lines)
-    assert any(line.startswith("1 kJ suffice for one of these") for line in lines)
+    assert any(line.startswith("1 kJ would train any one of these") for line in lines)
     assert sum(" tokens a weight" in line for line in lines) >= 3
 
 
@@ -199,3 +200,25 @@ def test_what_does_not_fit_together_is_refused(profile: MachineProfile, tiny: Ti
         ask(profile, budget="5 cows")
     with pytest.raises(ConfigError, match="no data sheet of the device 'XT 9'"):
         ask(profile, device="XT 9")
+
+
+def test_a_signal_that_stops_a_run_of_the_calibration_stops_the_calibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def interrupted(config: Any, *, recipe: str) -> Any:
+        begun.append(recipe)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError  # pragma: no cover -- the signal is not survived
+
+    def stopped(config: Any, *, recipe: str) -> Any:
+        begun.append(recipe)
+        return replace(train_silently(config, recipe=recipe), signal=int(signal.SIGINT))
+
+    for train_one in (interrupted, stopped):
+        with pytest.raises(KeyboardInterrupt):
+            list(
+                calibrate(Trainer(perjoule.load, train_one), MachineProfile(tmp_path), seconds=0.1, rounds=1, which=TWO)
+            )
+    assert len(begun) == 2

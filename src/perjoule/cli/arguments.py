@@ -91,6 +91,8 @@ def _add_estimate(parsers: _Parsers, shared: argparse.ArgumentParser) -> None:
     estimate.add_argument("--alternatives", action="store_true", help="rank what could be done otherwise")
     estimate.add_argument("--budget", metavar="100kJ|2h|10g", help="models and tokens that fit")
     estimate.add_argument("--device", metavar="NAME", help="an accelerator, by its data sheet, instead of this machine")
+    sheet_help = "a data sheet of your own, or a folder of them (docs/estimate.md); may be repeated"
+    estimate.add_argument("--device-sheet", type=Path, action="append", default=[], metavar="FILE", help=sheet_help)
     estimate.add_argument("--score", type=Path, nargs="*", metavar="FILE", help="score every method on measured runs")
     estimate.add_argument("--fit", type=Path, nargs="+", default=[], metavar="FILE", help="with --score: to learn from")
     estimate.add_argument("--test", type=Path, nargs="+", default=[], metavar="FILE", help="with --score: unseen rows")

@@ -127,12 +127,18 @@ def data(options: argparse.Namespace) -> int:
 
 def estimate(options: argparse.Namespace) -> int:
     """Estimate a recipe or the rest of a run, or score the estimators."""
+    from perjoule.estimate.sheets import read_sheets
+
+    devices = read_sheets(options.device_sheet)
     if options.score is not None:
         from perjoule.estimate.score import score, score_unseen
 
         if bool(options.score) == bool(options.fit) or bool(options.fit) != bool(options.test):
             raise ConfigError("--score needs measured runs: --score FILE…, or --score --fit FILE… --test FILE…")
-        scores = score_unseen(options.fit, options.test, print) if options.fit else score(options.score, print)
+        if options.fit:
+            scores = score_unseen(options.fit, options.test, print, devices)
+        else:
+            scores = score(options.score, print, devices)
         if options.figure is not None:
             from perjoule.report.estimators import score_figure
             from perjoule.runs.files import write_atomically
@@ -155,7 +161,9 @@ def estimate(options: argparse.Namespace) -> int:
         return train(config, recipe=recipe, console=Console(silent=True))
 
     target, overrides = _split_recipe(options.target, options.overrides)
-    request = Request(target, overrides, options.calibrate, options.budget, options.device, options.alternatives)
+    request = Request(
+        target, overrides, options.calibrate, options.budget, options.device, options.alternatives, devices
+    )
     for line in estimate_verb(request, Trainer(load, train)):
         print(line, flush=True)
     return 0

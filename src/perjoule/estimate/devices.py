@@ -26,6 +26,9 @@ _WIDER: Mapping[str, tuple[str, ...]] = {
 }
 
 
+PRECISIONS = tuple(_WIDER)
+
+
 @dataclass(frozen=True)
 class Device:
     """What a data sheet says of an accelerator (or a processor).

@@ -95,22 +95,13 @@ class Design:
                 sds += [sd] * len(self._codes[kind])
         self.prior_sd: Floats = np.array(sds)
 
-    def latents(self, rows: Rows, theta: Floats, random: np.random.Generator | None = None) -> dict[str, Floats]:
-        """Return the logarithm of each latent in each row.
-
-        Args:
-            rows: whose.
-            theta: deviations of the groups that were measured.
-            random: draws the deviations of those that were not, one for all rows of a group; None: they are 0.
-        """
+    def latents(self, rows: Rows, theta: Floats) -> dict[str, Floats]:
+        """Return the logarithm of each latent in each row, where deviations of groups that were not measured are 0."""
         codes = self._row_codes(rows)
         found = {name: np.full(len(rows), np.log(latent.value)) for name, latent in self._latents.items()}
         for (name, kind), start in self._starts.items():
             known = codes[kind] >= 0
             found[name][known] += theta[start + codes[kind][known]]
-            if random is not None and not known.all():
-                _, group = np.unique(np.array(rows.labels[kind])[~known], return_inverse=True)
-                found[name][~known] += self._latents[name].groups[kind] * random.standard_normal(group.max() + 1)[group]
         return found
 
     def draw(self, rows: Rows, thetas: Floats) -> dict[str, Floats]:
@@ -356,14 +347,10 @@ class Hierarchy:
         It does not depend on what will be measured, so that it tells which job is worth measuring. The deviations are
         drawn, not linearised: whether a step waits for the processor decides what its measurement would tell.
         """
-        rows, random = Rows(jobs), np.random.default_rng(0)
+        rows = Rows(jobs)
         near = remainder_kernel(rows, self.rows, self._widths)[:, self._row]
-        root = np.linalg.cholesky(self._covariance)
-        drawn = np.zeros((_DRAWS, len(rows)))
-        for draw in range(_DRAWS):
-            shift = root @ random.standard_normal(len(root))
-            latents = self._design.latents(rows, self._theta + shift, random)
-            drawn[draw] = evaluate(rows.x, latents).sum(axis=0) - near @ (self._whitened @ shift)
+        thetas, left_over = self._posterior(_DRAWS)
+        drawn = _evaluate_draws(rows, self._design.draw(rows, thetas)).sum(axis=0) + left_over @ near.T
         rest = 2 * remainder_kernel(rows, rows, self._widths) - near @ self._inverse @ near.T
         covariance: Floats = np.cov(drawn, rowvar=False) + rest
         return covariance

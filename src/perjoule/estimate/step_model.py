@@ -93,9 +93,9 @@ class Widths:
         pair: standard deviation of what a network does on one device alone.
     """
 
-    device: float = 1.0
+    device: float = 0.75
     host: float = 0.5
-    pair: float = 0.06
+    pair: float = 0.03
 
     def latents(self) -> dict[str, Latent]:
         """Return the priors with these widths."""
@@ -200,9 +200,11 @@ def evaluate(x: Features, log_latents: Mapping[str, Floats]) -> Floats:
         log_latents: latent to its (num_jobs,) logarithm.
     """
     q = {name: np.exp(values) for name, values in log_latents.items()}
-    idle = np.minimum(x.idle_w * q["idle"], 0.6 * x.limit_w)
+    idle = np.minimum(x.idle_w * q["idle"], 0.9 * x.limit_w)
+    # Where the limit binds the clock falls, and with it what the device takes for nothing.
+    slowed_idle = np.minimum(idle, 0.6 * x.limit_w)
     wanted = (x.tdp_w - x.idle_w) * q["dynamic"]
-    allowed = np.maximum(_REACHED_SHARE * x.limit_w - idle, 0.05 * x.limit_w)
+    allowed = np.maximum(_REACHED_SHARE * x.limit_w - slowed_idle, 0.05 * x.limit_w)
     over = _soft_positive(np.log(wanted / allowed))
     slow = np.exp(q["slow_linear"] * over + q["slow_square"] * over**2)
     worth, step = np.zeros(len(x)), np.zeros(len(x))
@@ -224,7 +226,7 @@ def evaluate(x: Features, log_latents: Mapping[str, Floats]) -> Floats:
         step += num * (one**p + host**p + data**p) ** (1 / p)
         worth += num * slow * (compute + q["memory_power"] * memory + q["latency_power"] * latency)
     used = np.clip(worth / step, 1e-6, 1.0) ** q["busy_power"]
-    watts = idle + wanted * np.exp(-over) * used
+    watts = idle + (slowed_idle - idle + wanted * np.exp(-over)) * used
     return np.stack([np.log(step), np.log(watts)])
 
 

@@ -137,7 +137,9 @@ def _asked_targets(method: Estimator) -> list[Target]:
     return known if method.needs is Needs.NOTHING else known[:1]
 
 
-def calibrate(others: Sequence[Measurement], mine: Sequence[Measurement], study: str) -> Trial:
+def calibrate(
+    others: Sequence[Measurement], mine: Sequence[Measurement], study: str, config: PhysicalConfig | None = None
+) -> Trial:
     """Ask ours about a device after 1, 3 and 6 measured configurations of it.
 
     They are chosen by what their measurement would tell (:meth:`Physical.choose`), not by what it told; three drawn at
@@ -147,8 +149,9 @@ def calibrate(others: Sequence[Measurement], mine: Sequence[Measurement], study:
         others: rows of other devices.
         mine: rows of this one.
         study: whose rows are asked.
+        config: of ours; None: the defaults.
     """
-    runs, trial, method = highest_limits(mine), Trial(), PhysicalConfig().build()
+    runs, trial, method = highest_limits(mine), Trial(), (config or PhysicalConfig()).build()
     try:
         method.fit(others)
     except DataError as error:

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from tests.estimate.own.test_recipe import CALIBRATED, UNKNOWN, recipe
@@ -26,19 +27,34 @@ def estimate(overrides: Sequence[str], machine: Machine) -> RecipeEstimate:
 def test_alternatives_are_ranked_by_energy_at_equal_training() -> None:
     base = estimate((), CALIBRATED)
     found = rank(recipe(*BASE), CALIBRATED, base, estimate)
-    assert [one.joules for one in found] == sorted(one.joules for one in found)
+    for elsewhere in (False, True):
+        joules = [one.joules for one in found if one.elsewhere is elsewhere]
+        assert joules and joules == sorted(joules)
     sizes = {one.change: one for one in found if one.change.startswith("batch.size")}
     assert set(sizes) == {f"batch.size={size}" for size in (2, 4, 16, 32)}
     # The fixed part of a step is paid less often in large batches; the samples are the same.
-    assert sizes["batch.size=2"].saved_j < sizes["batch.size=4"].saved_j < 0 < sizes["batch.size=32"].saved_j < 1
-    assert sizes["batch.size=32"].joules == pytest.approx(base.joules.mean * (1 - sizes["batch.size=32"].saved_j))
+    saved = {size: sizes[f"batch.size={size}"].saved_j or 0 for size in (2, 4, 32)}
+    assert saved[2] < saved[4] < 0 < saved[32] < 1
+    assert sizes["batch.size=32"].joules == pytest.approx(base.joules.mean * (1 - saved[32]))
 
 
 def test_small_differences_are_marked() -> None:
     base = estimate((), CALIBRATED)
     found = {one.change: one for one in rank(recipe(*BASE), CALIBRATED, base, estimate)}
     assert found["batch.size=16"].within_error == (base.joules.low <= found["batch.size=16"].joules <= base.joules.high)
-    assert not found["--device 'H100'"].within_error
+
+
+def test_devices_that_one_may_not_own_come_last_and_their_joules_are_not_compared_with_a_processors() -> None:
+    found = rank(recipe(*BASE), CALIBRATED, estimate((), CALIBRATED), estimate)
+    assert [one.elsewhere for one in found] == sorted(one.elsewhere for one in found)
+    of_devices = [one for one in found if one.change.startswith("--device")]
+    assert all(one.elsewhere and one.saved_j is None and one.within_error is None for one in of_devices)
+    v100 = find_device("V100")
+    on_v100 = Machine(UNKNOWN.model, {}, v100)
+    mine = replace(v100, name="mine", bandwidth=2 * v100.bandwidth)
+    among = rank(recipe(*BASE), on_v100, estimate((), on_v100), estimate, {"mine": mine})
+    assert all(one.saved_j is not None for one in among)
+    assert "--device 'mine'" in {one.change for one in among}
 
 
 def test_precision_compiling_and_devices_are_tried_from_here() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from signal import raise_signal
 from typing import TYPE_CHECKING, Any, Protocol
 
 from perjoule.core.errors import DataError
@@ -50,7 +51,7 @@ class Trains(Protocol):
     """Trains a resolved recipe silently."""
 
     def __call__(self, config: Resolved[TrainConfig], *, recipe: str) -> Any:
-        """Return something with ``run``, the run folder."""
+        """Return something with ``run``, the run folder, and ``signal``, the number of what stopped it or None."""
 
 
 Load = Callable[..., "Resolved[TrainConfig]"]
@@ -265,7 +266,10 @@ def measure(
         def train(end: str) -> tuple[Sample, dict[str, Any]]:
             resolved = trainer.load(None, *_PLAIN, *overrides, f"stop={{{end}}}", f"runs={folder}")
             config: TrainConfig = resolved.config
-            path = Path(trainer.train(resolved, recipe="calibration").run)
+            result = trainer.train(resolved, recipe="calibration")
+            if result.signal is not None:  # it ended the run in good order; it was meant for all of us
+                raise_signal(result.signal)
+            path = Path(result.run)
             chosen: dict[str, Any] = read_manifest(path)["segments"][-1]["backend"]["chosen"]
             return read_sample(path, name, count(config, chosen["precision"]).work), chosen
 

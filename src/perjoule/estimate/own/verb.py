@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from perjoule.core.errors import ConfigError
 from perjoule.core.limits import num_cores
 from perjoule.core.units import byte_size, duration, si
 from perjoule.estimate.contract import Estimate
-from perjoule.estimate.devices import find_device
+from perjoule.estimate.devices import Device, find_device
 from perjoule.estimate.own.alternatives import Alternative, rank
 from perjoule.estimate.own.budget import Budget, Fit, fit_budget, marks, parse_budget
 from perjoule.estimate.own.calibration import (
@@ -45,6 +45,8 @@ class Request:
         budget: an amount such as ``100kJ``, ``2h`` or ``10g``: say what fits.
         device: an accelerator to estimate for, by name; None for this machine.
         alternatives: rank what could be done otherwise.
+        devices: data sheets beyond those of :data:`perjoule.estimate.devices.DEVICES`, by name; a single one is the
+            device if no other is named and no alternatives are asked for.
     """
 
     target: Path | None = None
@@ -53,6 +55,23 @@ class Request:
     budget: str | None = None
     device: str | None = None
     alternatives: bool = False
+    devices: Mapping[str, Device] = field(default_factory=dict)
+
+    def find_device(self) -> Device | None:
+        """Return the device that is asked for; None for this machine.
+
+        Raises:
+            ConfigError: if there is no data sheet of it, or it cannot be told which one is meant.
+        """
+        if self.device is not None:
+            return find_device(self.device, self.devices)
+        if self.alternatives or not self.devices:
+            return None
+        if len(self.devices) > 1:
+            raise ConfigError(
+                f"--device-sheet gives {len(self.devices)} devices: name one, --device {min(self.devices)!r}"
+            )
+        return next(iter(self.devices.values()))
 
 
 def estimate_verb(request: Request, trainer: Trainer, profile: MachineProfile | None = None) -> Iterator[str]:
@@ -74,7 +93,7 @@ def estimate_verb(request: Request, trainer: Trainer, profile: MachineProfile | 
     if request.target is not None and request.target.is_dir():
         raise ConfigError(f"{request.target} is neither a recipe (a YAML file) nor a run folder (with a {MANIFEST})")
     profile = profile or MachineProfile()
-    device = None if request.device is None else find_device(request.device)
+    device = request.find_device()
     budget = None if request.budget is None else parse_budget(request.budget)
     if request.calibrate:
         yield from calibrate(trainer, profile)
@@ -96,7 +115,7 @@ def estimate_verb(request: Request, trainer: Trainer, profile: MachineProfile | 
     base = estimate((), machine)
     yield from _recipe_lines(target or "the default recipe", machine, base)
     if request.alternatives:
-        yield from _alternative_lines(rank(config, machine, base, estimate))
+        yield from _alternative_lines(rank(config, machine, base, estimate, request.devices), machine)
     if budget is not None:
         tokens = count(config, machine.precision(config.backend.precision)).tokens_per_step
         yield from _budget_lines(budget, fit_budget(config, budget, machine, base, tokens, estimate))
@@ -111,6 +130,7 @@ def _run_lines(request: Request) -> Iterator[str]:
             ("--calibrate", request.calibrate),
             ("--budget", request.budget),
             ("--device", request.device),
+            ("--device-sheet", request.devices),
             ("--alternatives", request.alternatives),
         )
         if given
@@ -157,15 +177,22 @@ def _row(name: str, one: Estimate, show: object, method: str = "") -> str:
     return f"  {name:<12} {show(one.mean):<12} {interval:<28} {method}".rstrip()
 
 
-def _alternative_lines(found: Sequence[Alternative]) -> Iterator[str]:
-    """Yield the alternatives, the most saving one first."""
+def _alternative_lines(found: Sequence[Alternative], here: Machine) -> Iterator[str]:
+    """Yield the alternatives: on this device, then others."""
     yield "alternatives at equal training, by energy (* within the interval of the recipe's own figure):"
-    for one in found[:_NUM_ALTERNATIVES]:
-        energy = _saves(one.saved_j, "energy") + ("*" if one.within_error else "")
-        saved = f"{energy:<18} {_saves(one.saved_s, 'time')}"
-        yield f"  {one.change:<34} {si(one.joules, 'J'):<10} {duration(one.seconds):<12} {saved}"
-    if any(one.change.startswith("--device") for one in found):
-        yield "  note: joules of another device are its own, those here are of this machine's meters; the host is extra"
+    for one in [one for one in found if not one.elsewhere][:_NUM_ALTERNATIVES]:
+        yield _alternative_line(one)
+    if elsewhere := [one for one in found if one.elsewhere][:_NUM_ALTERNATIVES]:
+        others = "other accelerators, from their data sheets; joules of the accelerator alone"
+        yield f"{others}:" if here.device is not None else f"{others}, not to be compared with those above:"
+        yield from map(_alternative_line, elsewhere)
+
+
+def _alternative_line(one: Alternative) -> str:
+    """Return a line: the change, its joules and seconds, and what it saves as far as that can be told."""
+    energy = "" if one.saved_j is None else _saves(one.saved_j, "energy") + ("*" if one.within_error else "")
+    saved = f"{energy:<18} {_saves(one.saved_s, 'time')}" if energy else _saves(one.saved_s, "time")
+    return f"  {one.change:<34} {si(one.joules, 'J'):<10} {duration(one.seconds):<12} {saved}"
 
 
 def _saves(share: float, what: str) -> str:
@@ -174,7 +201,7 @@ def _saves(share: float, what: str) -> str:
 
 def _budget_lines(budget: Budget, found: Sequence[Fit]) -> Iterator[str]:
     """Yield what a budget suffices for."""
-    yield f"{budget} suffice for one of these (width x depth, tokens with their interval):"
+    yield f"{budget} would train any one of these (width x depth, tokens with their interval):"
     for one, says in zip(found, marks(found), strict=True):
         tokens = f"{si(one.tokens.mean)} ({si(one.tokens.low)} to {si(one.tokens.high)})"
         steps = f"{one.steps.mean:,.0f} steps"
