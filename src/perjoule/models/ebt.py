@@ -35,7 +35,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int, Int32, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor, nn
 
 from perjoule.core.errors import ConfigError
@@ -47,8 +47,8 @@ from perjoule.models.ebt_loss import Judge
 from perjoule.models.ebt_replay import Recalled, Replay
 from perjoule.models.ebt_simplex import Simplex, StepSize, drawn_starts, fixed_starts, state_dtype
 from perjoule.models.ebt_sizes import EBTSizes
-from perjoule.models.layers.cache import align
-from perjoule.models.layers.language import decaying_groups, initialise
+from perjoule.models.layers.cache import Tokens, align
+from perjoule.models.layers.language import decaying_groups, embed, initialise
 from perjoule.models.layers.linear import embedding_matrix
 from perjoule.models.thinking import Energy, Path, Schedule, think
 
@@ -133,7 +133,7 @@ class EBT(nn.Module):
 
     def forward(
         self,
-        tensors: Mapping[str, Int[Tensor, "batch seq"]],
+        tensors: Mapping[str, Tensor],
         with_logits: bool = False,
         start: Float[Tensor, "batch seq vocab"] | None = None,
     ) -> Output:
@@ -179,7 +179,7 @@ class EBT(nn.Module):
 
     def _start(self, input_ids: Tensor, recalled: Recalled | None, weight: Tensor) -> Tensor:
         """Return first guesses: drawn for each position, or one for all in evaluation; then the recalled ones."""
-        thinking, shape = self.config.thinking, (*input_ids.shape, self.vocab_size)
+        thinking, shape = self.config.thinking, (*input_ids.shape[:2], self.vocab_size)
         if not self.training:
             return self.fixed_starts(1, weight).expand(shape)
         start = drawn_starts(thinking, shape, weight)
@@ -205,9 +205,7 @@ class EBT(nn.Module):
         space = Simplex(self.candidate_matrix(start.device) if weight is None else weight)
         return think(energy, space, start, schedule, step_size, noise_std, last_state)
 
-    def energy(
-        self, input_ids: Int64[Tensor, "batch seq"], documents: Int32[Tensor, "batch seq"] | None = None
-    ) -> Energy:
+    def energy(self, input_ids: Tokens, documents: Int32[Tensor, "batch seq"] | None = None) -> Energy:
         """Return the energies, step by step, of embedded candidates (batch, seq, dim) for the tokens behind these.
 
         The context is read once per landscape, when it is first needed.
@@ -220,7 +218,7 @@ class EBT(nn.Module):
             ConfigError: if the sequence is longer than the model was built for.
         """
         self._check_length(input_ids.shape[1])
-        tokens, contexts, learned = self.embedding(input_ids), dict[int, Context](), torch.is_grad_enabled()
+        tokens, contexts, learned = embed(self.embedding, input_ids), dict[int, Context](), torch.is_grad_enabled()
 
         def energy(candidates: Tensor, step: int) -> Tensor:
             landscape = self.body.landscape_of(step)
@@ -241,7 +239,7 @@ class EBT(nn.Module):
     @torch.no_grad()
     def deliberate(
         self,
-        input_ids: Int64[Tensor, "batch seq"],
+        input_ids: Tokens,
         decoding: Decoding | None = None,
         staged: bool = False,
         documents: Int32[Tensor, "batch seq"] | None = None,
@@ -261,7 +259,7 @@ class EBT(nn.Module):
         decoding = decoding or self.decoding
         energy, weight, verdict = self.energy(input_ids, documents), self.candidate_matrix(input_ids.device), None
         for start in self.fixed_starts(decoding.candidates, weight):
-            other = self._deliberate(energy, weight, start.expand(*input_ids.shape, -1), decoding, staged)
+            other = self._deliberate(energy, weight, start.expand(*input_ids.shape[:2], -1), decoding, staged)
             verdict = other if verdict is None else better_of(verdict, other)
         assert verdict is not None
         return verdict
@@ -282,7 +280,7 @@ class EBT(nn.Module):
     @torch.no_grad()
     def prefill(
         self,
-        input_ids: Int64[Tensor, "batch seq"],
+        input_ids: Tokens,
         mask: Bool[Tensor, "batch seq"] | None = None,
         decoding: Decoding | None = None,
     ) -> tuple[Float[Tensor, "batch vocab"], Cache]:
@@ -305,7 +303,7 @@ class EBT(nn.Module):
         # Padding in front of all rows is cut off; the others' stays where it is, so that all end together.
         input_ids, mask = input_ids[:, -prompts.longest :], None if mask is None else mask[:, -prompts.longest :]
         steps = decoding.steps or self.config.thinking.most_steps
-        tokens = self.embedding(input_ids)
+        tokens = embed(self.embedding, input_ids)
         real = None if mask is None or bool(mask.all()) else mask
         landscapes = sorted({self.body.landscape_of(step) for step in range(steps)})
         contexts = {landscape: self.body.read(tokens, landscape, real) for landscape in landscapes}

@@ -35,10 +35,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_va
 from torch import Tensor, nn
 
 from perjoule.models.contract import FlopsPerToken
-from perjoule.models.layers.cache import align
+from perjoule.models.layers.cache import Tokens, align
 from perjoule.models.layers.documents import places_within
 from perjoule.models.layers.glu import GLU
-from perjoule.models.layers.language import LanguageModel
+from perjoule.models.layers.language import LanguageModel, embed
 from perjoule.models.layers.norm import RMSNorm
 from perjoule.models.layers.retention import Memory, Retention, Timeline, even_chunk, log_decays, timeline
 from perjoule.models.layers.sizes import LanguageConfig
@@ -195,7 +195,7 @@ class RetNet(LanguageModel):
 
     @torch.no_grad()
     def prefill(
-        self, input_ids: Int64[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"] | None = None
+        self, input_ids: Tokens, mask: Bool[Tensor, "batch seq"] | None = None
     ) -> tuple[Float[Tensor, "batch vocab"], RetNetCache]:
         """Read prompts in the form that training uses, and return what to decode from.
 
@@ -207,10 +207,10 @@ class RetNet(LanguageModel):
             ConfigError: if a prompt is empty, or padded elsewhere.
         """
         align(input_ids, mask)  # refuses such prompts; these stay where they are, so that all end together
-        batch_size, seq_len = input_ids.shape
+        batch_size, seq_len = input_ids.shape[:2]
         positions = torch.arange(seq_len, device=input_ids.device)
         count = positions[None] + 1 if mask is None else mask.cumsum(1)
-        x = self.embedding(input_ids)
+        x = embed(self.embedding, input_ids)
         times, memories = self._times(x.dtype, positions, count, mask), [Memory() for _ in self.blocks]
         for block, memory in zip(self.blocks, memories, strict=True):
             x = block(x, times, memory)

@@ -29,7 +29,7 @@ class Prompts:
     """Rows that begin at position 0.
 
     Args:
-        input_ids: (batch, longest); what is behind a row's own length is arbitrary.
+        input_ids: (batch, longest), or (batch, longest, dim) embedded; what is behind a row's own length is arbitrary.
         lengths: (batch,) tokens of each row.
         longest: the largest length.
     """
@@ -39,7 +39,11 @@ class Prompts:
     longest: int
 
 
-def align(input_ids: Int64[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"] | None) -> Prompts:
+Tokens = Int64[Tensor, "batch seq"] | Float[Tensor, "batch seq dim"]
+"""Ids, or what an embedding would make of them."""
+
+
+def align(input_ids: Tokens, mask: Bool[Tensor, "batch seq"] | None) -> Prompts:
     """Move prompts that are padded on the left to the left.
 
     Args:
@@ -49,9 +53,9 @@ def align(input_ids: Int64[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"]
     Raises:
         ConfigError: if a row has no token, or padding behind one.
     """
-    batch, seq_len = input_ids.shape
+    batch, seq_len = input_ids.shape[:2]
     if mask is None:
-        mask = torch.ones_like(input_ids, dtype=torch.bool)
+        mask = torch.ones(batch, seq_len, dtype=torch.bool, device=input_ids.device)
     lengths = mask.sum(1)
     padding = seq_len - lengths
     positions = torch.arange(seq_len, device=input_ids.device)
@@ -63,6 +67,8 @@ def align(input_ids: Int64[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"]
         )
     longest = int(lengths.max()) if batch else 0
     index = (positions[:longest] + padding.unsqueeze(1)).clamp(max=seq_len - 1)
+    if input_ids.ndim > index.ndim:
+        index = index.unsqueeze(2).expand(-1, -1, input_ids.shape[2])
     return Prompts(input_ids.gather(1, index), lengths, longest)
 
 

@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int, Int32, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from perjoule.models.contract import FlopsPerToken, Output
 from perjoule.models.layers.attention import Places
-from perjoule.models.layers.cache import KeyValueCache, LayerCache, align
+from perjoule.models.layers.cache import KeyValueCache, LayerCache, Tokens, align
 from perjoule.models.layers.documents import hiding, visible_tokens
 from perjoule.models.layers.linear import embedding_matrix, is_plain
 from perjoule.models.layers.loss import called_next_token_loss, chunked_next_token_loss, next_token_loss
@@ -72,6 +72,12 @@ def decaying_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
     return [{"params": matrices, "weight_decay": True}, {"params": vectors, "weight_decay": False}]
 
 
+def embed(embedding: nn.Module, tokens: Tokens) -> Float[Tensor, "batch seq dim"]:
+    """Return the embedding of tokens, or what is embedded already as it is."""
+    embedded: Tensor = tokens if tokens.is_floating_point() else embedding(tokens)
+    return embedded
+
+
 class LanguageModel(nn.Module, ABC):
     """Embedding, blocks, norm and output matrix.
 
@@ -94,6 +100,7 @@ class LanguageModel(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
+        self.gradient_checkpointing = config.activation_checkpointing  # may be changed, as transformers does
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.blocks = nn.ModuleList(block() for _ in range(config.num_layers))
         self.norm = norm()
@@ -116,7 +123,7 @@ class LanguageModel(nn.Module, ABC):
         logits: Tensor = self.output(rows)
         return logits
 
-    def forward(self, tensors: Mapping[str, Int[Tensor, "batch seq"]], with_logits: bool = False) -> Output:
+    def forward(self, tensors: Mapping[str, Tensor], with_logits: bool = False) -> Output:
         """Compute the loss of one batch.
 
         Args:
@@ -146,21 +153,21 @@ class LanguageModel(nn.Module, ABC):
         return chunked_next_token_loss(rows, weight, labels, chunk_rows)
 
     def hidden(
-        self, input_ids: Int64[Tensor, "batch seq"], *, documents: Int32[Tensor, "batch seq"] | None = None
+        self, input_ids: Tokens, *, documents: Int32[Tensor, "batch seq"] | None = None
     ) -> Float[Tensor, "batch seq dim"]:
         """Return the normalised residual stream after the last block.
 
         Args:
-            input_ids: whole sequences.
+            input_ids: whole sequences, or what an embedding would make of them.
             documents: of the tokens, where they shall not see each other's.
 
         Raises:
             ConfigError: if the sequence is longer than the positions that the model was built for.
         """
-        x = self.embedding(input_ids)
+        x = embed(self.embedding, input_ids)
         places = self.places(x, documents)
         for block in self.blocks:
-            if self.config.activation_checkpointing and self.training:
+            if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, places, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, places)
@@ -260,7 +267,7 @@ class AttentionModel(LanguageModel):
 
     def hidden(
         self,
-        input_ids: Int64[Tensor, "batch seq"],
+        input_ids: Tokens,
         cache: KeyValueCache | None = None,
         *,
         documents: Int32[Tensor, "batch seq"] | None = None,
@@ -281,7 +288,7 @@ class AttentionModel(LanguageModel):
         begun = cache.begun
         table = self.positions.at(cache.positions, cache.longest) if begun else self.positions(input_ids.shape[1])
         places = Places(table)
-        x = self.embedding(input_ids)
+        x = embed(self.embedding, input_ids)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             x = block(x, places, layer)
         normalised: Tensor = self.norm(x)
@@ -289,7 +296,7 @@ class AttentionModel(LanguageModel):
 
     @torch.no_grad()
     def prefill(
-        self, input_ids: Int64[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"] | None = None
+        self, input_ids: Tokens, mask: Bool[Tensor, "batch seq"] | None = None
     ) -> tuple[Float[Tensor, "batch vocab"], KeyValueCache]:
         """Read prompts; see :class:`~perjoule.models.contract.Decoder`.
 
