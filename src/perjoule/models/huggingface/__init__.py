@@ -10,6 +10,7 @@ from perjoule.core.errors import MissingExtra
 
 try:
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 except ImportError as error:
     raise MissingExtra("perjoule.models.huggingface needs transformers: pip install 'perjoule[huggingface]'") from error
 
@@ -48,3 +49,5 @@ __all__ = [
 for _architecture in ARCHITECTURES.values():
     AutoConfig.register(_architecture.config_class.model_type, _architecture.config_class, exist_ok=True)
     AutoModelForCausalLM.register(_architecture.config_class, _architecture, exist_ok=True)
+    # The Trainer shifts labels that it smooths, and pipelines know a model, by this table of names only.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[_architecture.config_class.model_type] = _architecture.__name__

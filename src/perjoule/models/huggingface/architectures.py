@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin
 
 from perjoule.core.labels import IGNORED
 from perjoule.models.contract import Output
@@ -22,25 +23,25 @@ from perjoule.models.huggingface.config import (
 from perjoule.models.layers.loss import next_token_loss
 
 
-class RetNetForCausalLM(PerjouleForCausalLM):  # type: ignore[no-untyped-call]
+class RetNetForCausalLM(PerjouleForCausalLM, GenerationMixin):  # type: ignore[no-untyped-call]
     """Retentive network, which generates from its recurrent state; see :mod:`perjoule.models.retnet`."""
 
     config_class = PerjouleRetNetConfig
 
 
-class LongNetForCausalLM(PerjouleForCausalLM):  # type: ignore[no-untyped-call]
+class LongNetForCausalLM(PerjouleForCausalLM, GenerationMixin):  # type: ignore[no-untyped-call]
     """Transformer with dilated attention; see :mod:`perjoule.models.longnet`."""
 
     config_class = PerjouleLongNetConfig
 
 
-class PerjouleTransformerForCausalLM(PerjouleForCausalLM):  # type: ignore[no-untyped-call]
+class PerjouleTransformerForCausalLM(PerjouleForCausalLM, GenerationMixin):  # type: ignore[no-untyped-call]
     """Decoder-only Transformer, the baseline; see :mod:`perjoule.models.transformer`."""
 
     config_class = PerjouleTransformerConfig
 
 
-class EBTForCausalLM(PerjouleForCausalLM):  # type: ignore[no-untyped-call]
+class EBTForCausalLM(PerjouleForCausalLM, GenerationMixin):  # type: ignore[no-untyped-call]
     """Energy-Based Transformer; see :mod:`perjoule.models.ebt`.
 
     Every forward pass takes a gradient of its own: it works under ``torch.no_grad()``, and not under
@@ -49,6 +50,7 @@ class EBTForCausalLM(PerjouleForCausalLM):  # type: ignore[no-untyped-call]
 
     config_class = PerjouleEBTConfig
     takes_gradients = True
+    supports_gradient_checkpointing = False  # nothing can be computed again under a second derivative
 
     def _build(self) -> Any:
         own: Any = self.config.own
@@ -66,32 +68,33 @@ class EBTForCausalLM(PerjouleForCausalLM):  # type: ignore[no-untyped-call]
     def decoding(self, decoding: Decoding) -> None:
         self.model.decoding = decoding
 
-    def _run(self, input_ids: Tensor, targets: Tensor | None) -> Output:
+    def _run(self, tokens: Tensor, targets: Tensor | None, documents: Tensor | None) -> Output:
         if targets is None or self._thinks_as_trained:
-            return super()._run(input_ids, targets)
-        logits = self._logits(input_ids)
+            return super()._run(tokens, targets, documents)
+        logits = self._logits(tokens, documents)
         return Output(next_token_loss(logits.flatten(0, 1), targets.flatten()), logits)
 
-    def _logits(self, input_ids: Tensor) -> Tensor:
+    def _logits(self, tokens: Tensor, documents: Tensor | None) -> Tensor:
         if not self._thinks_as_trained:
-            thought: Tensor = self.model.deliberate(input_ids).logits
+            thought: Tensor = self.model.deliberate(tokens, documents=documents).logits
             return thought
-        ignored = torch.full_like(input_ids, IGNORED)
-        logits: Tensor = self.model({"input_ids": input_ids, "labels": ignored}, with_logits=True).logits
+        ignored = torch.full(tokens.shape[:2], IGNORED, device=tokens.device)
+        tensors = {"input_ids": tokens, "labels": ignored}
+        if documents is not None:
+            tensors["documents"] = documents
+        logits: Tensor = self.model(tensors, with_logits=True).logits
         return logits
+
+    def blocks_and_norm(self) -> tuple[Sequence[nn.Module], nn.Module, str | None]:
+        """Return the blocks, the norm behind them, and the stream of candidates: that of tokens has no end."""
+        return self.model.body.blocks, self.model.body.norm, "candidates"
 
     @property
     def _thinks_as_trained(self) -> bool:
         return self.training or self.decoding == Decoding()
 
-    def get_output_embeddings(self) -> nn.Module | None:
-        """Return the candidates' embedding, through which logits are read out; None if it is the tokens'."""
-        embedding: nn.Module | None = self.model.candidate_embedding
-        return embedding
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the candidates' embedding."""
-        self.model.candidate_embedding = new_embeddings
+    def get_output_embeddings(self) -> None:
+        """Return nothing: an EBT has no output matrix, and reads its logits out through the candidates' embedding."""
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -104,6 +107,10 @@ class EBTForCausalLM(PerjouleForCausalLM):  # type: ignore[no-untyped-call]
             mean_resizing: draw new rows about the mean of the old ones.
         """
         embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        candidates: nn.Embedding | None = self.model.candidate_embedding
+        if candidates is not None and len(candidates.weight) != self.config.vocab_size:
+            resized = self._get_resized_embeddings(candidates, self.config.vocab_size, mean_resizing=mean_resizing)
+            self.model.candidate_embedding = resized.requires_grad_(candidates.weight.requires_grad)
         # Left alone, a model built from the saved configuration would scale it to the new vocabulary.
         self.config.thinking = {**self.config.thinking, "step_size": self.model.initial_step_size}
         return embedding

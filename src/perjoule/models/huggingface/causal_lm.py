@@ -1,252 +1,198 @@
-"""What the four architectures have in common as Hugging Face models.
+"""What the four architectures compute as Hugging Face models.
 
 Notable:
 
 - ``labels`` are Hugging Face's (column t has the token of column t); our models' are shifted already.
-- Padding may be on either side of a row. It changes nothing for the tokens; its own logits are 0, and it is not judged.
+- Padding may be anywhere in a row. It changes nothing for the tokens and is not judged. Behind tokens it has their last
+  one's logits, so that generation goes on from there, and in front of them 0.
 - With ``use_cache`` the true cache comes back: a recurrent state, keys and values, or a context. Logits of more columns
   than the last are then a second computation, because our decoders form those of the next token only; ``generate`` asks
   for no more. Without it, and unless it is asked for, there is no cache.
-- Tied weights are one parameter of one module in our models, so that nothing is to be tied here.
 - While training with ``loss_chunk_rows``, the loss comes without logits: not to form them all is what that is for.
 """
 # ruff: noqa: F722  (jaxtyping's axes are not forward references)
 
 from __future__ import annotations
 
-from os import PathLike
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from perjoule.core.errors import ConfigError
 from perjoule.core.labels import IGNORED
 from perjoule.models.contract import Output
+from perjoule.models.huggingface.arguments import (
+    check_arguments,
+    check_generation,
+    check_labels,
+    kept_logits,
+    tokens_of,
+)
 from perjoule.models.huggingface.cache import DecoderCache
-from perjoule.models.huggingface.config import PerjouleConfig
-from perjoule.models.huggingface.padding import Rows, shifted
-from perjoule.models.layers.rope import RotaryTable
-
-CODE = "modeling_perjoule"
-IMPORT = '''"""perjoule's classes for `trust_remote_code=True`; perjoule must be installed."""
-
-from perjoule.models.huggingface import {config}, {model}
-
-__all__ = ["{config}", "{model}"]
-'''
+from perjoule.models.huggingface.hidden_states import hidden_states
+from perjoule.models.huggingface.padding import Rows, documents_of, targets_of
+from perjoule.models.huggingface.pretrained import PerjoulePreTrainedModel
 
 
-class PerjouleForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
-    """One of our language models as a Hugging Face model; ``model`` is ours.
+def divided(loss: Tensor | None, targets: Tensor | None, num_items: Tensor | int | None) -> Tensor | None:
+    """Return the mean over judged tokens as their sum divided by another number, as gradient accumulation needs it.
 
     Args:
-        config: an instance, a path to a folder with a config.json or to such a file, or nothing for the defaults.
-
-    Raises:
-        ConfigError: if there is no such path, or the configuration is of another architecture.
+        loss: the mean over the targets that count.
+        targets: -100 does not count.
+        num_items: what to divide the sum by; None leaves the mean.
     """
+    if loss is None or targets is None or num_items is None:
+        return loss
+    whole = num_items.to(loss.device) if isinstance(num_items, Tensor) else torch.tensor(num_items, device=loss.device)
+    return loss * ((targets != IGNORED).sum() / whole.clamp(min=1))
 
-    config: PerjouleConfig
-    config_class: type[PerjouleConfig]
-    takes_gradients: ClassVar[bool] = False
-    """Whether evaluation needs autograd."""
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    _is_stateful = True  # what was read cannot be taken back, so that `generate` refuses assisted decoding
 
-    def __init__(self, config: PerjouleConfig | str | Path | None = None) -> None:
-        super().__init__(self._configuration(config))
-        # Before there are weights, because it would draw them anew: our modules have drawn their own.
-        self.post_init()  # type: ignore[no-untyped-call]
-        self.model = self._build()
+class PerjouleForCausalLM(PerjoulePreTrainedModel):  # type: ignore[no-untyped-call]
+    """One of our language models; an architecture adds its configuration and transformers' ``GenerationMixin``."""
 
-    @classmethod
-    def _configuration(cls, config: PreTrainedConfig | str | Path | None) -> PreTrainedConfig:
-        """Return an instance of the architecture's configuration class."""
-        accepted = cls.config_class
-        if config is None:
-            return accepted()
-        if isinstance(config, str | Path):
-            if not Path(config).exists():
-                raise ConfigError(
-                    f"no configuration at {config}; accepted: a folder with a config.json, or such a file"
-                )
-            found = accepted.get_config_dict(config)[0]
-            kind, where = found.get("model_type"), f"{config}: "
-            config = accepted.from_dict(found) if kind == accepted.model_type else None
-        else:
-            kind, where = config.model_type, ""
-        if not isinstance(config, accepted):
-            raise ConfigError(
-                f"{where}{cls.__name__} takes a configuration of model_type {accepted.model_type}, not {kind}"
-            )
-        return config
-
-    def _build(self) -> Any:
-        """Build our module; it draws its own weights."""
-        own: Any = self.config.own
-        return own.build({"vocab_size": self.config.vocab_size, "seq_len": self.config.seq_len})
-
-    @classmethod
-    def from_perjoule(
-        cls,
-        model: nn.Module,
-        seq_len: int,
-        bos_token_id: int | None = None,
-        pad_token_id: int | None = None,
-    ) -> Self:
-        """Wrap a copy of a trained module.
+    def generate(self, inputs: Tensor | None = None, *arguments: Any, **named: Any) -> Any:
+        """Write behind prompts; see transformers.
 
         Args:
-            model: ours, of this architecture.
-            seq_len: the longest sequence of its data, in tokens.
-            bos_token_id: the token before each document, which ends the one before as well.
-            pad_token_id: the token of padding.
-
-        Raises:
-            ConfigError: if it is of another architecture.
-        """
-        source: Any = model
-        kind = getattr(getattr(source, "config", None), "kind", None)
-        if kind != cls.config_class.kind:
-            raise ConfigError(f"{cls.__name__} wraps a model of kind {cls.config_class.kind}, not {kind}")
-        own = source.config.model_dump(mode="json", exclude={"kind", "vocab_size"})
-        config = cls.config_class(
-            **own,
-            vocab_size=source.vocab_size,
-            seq_len=seq_len,
-            bos_token_id=bos_token_id,
-            eos_token_id=bos_token_id,
-            pad_token_id=pad_token_id,
-        )
-        wrapped, weight = cls(config), next(source.parameters())
-        wrapped.model.to(device=weight.device, dtype=weight.dtype)
-        wanted = wrapped.model.state_dict()
-        weights = {name: tensor for name, tensor in source.state_dict().items() if name in wanted}
-        wrapped.model.load_state_dict(weights)
-        wrapped.train(source.training)
-        return wrapped
-
-    def save_pretrained(self, save_directory: str | PathLike[Any], *arguments: Any, **named: Any) -> None:
-        """Write config.json, model.safetensors, and code that lets AutoModel find perjoule without its being imported.
-
-        Args:
-            save_directory: the folder.
+            inputs: (batch, columns) the prompts.
             arguments: as transformers accepts them.
             named: likewise.
+
+        Raises:
+            ConfigError: if the model has fewer positions than tokens asked for, or another kind of cache is.
         """
-        names = {"config": self.config_class.__name__, "model": type(self).__name__}
-        self.config.auto_map = {
-            "AutoConfig": f"{CODE}.{names['config']}",
-            "AutoModelForCausalLM": f"{CODE}.{names['model']}",
-        }
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        (Path(save_directory) / f"{CODE}.py").write_text(IMPORT.format(**names), encoding="utf-8")
-        super().save_pretrained(save_directory, *arguments, **named)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Do nothing: transformers would copy perjoule's source into every folder that is saved from now on."""
-
-    def get_params(self) -> dict[str, Any]:
-        """Return the hyperparameters that the model was built from."""
-        return {
-            "kind": self.config.kind,
-            "vocab_size": self.config.vocab_size,
-            "seq_len": self.config.seq_len,
-            **{name: getattr(self.config, name) for name in self.config.own_fields()},
-        }
+        check_generation(type(self).__name__, self.config.num_positions, inputs, named)
+        return super().generate(inputs, *arguments, **named)  # type: ignore[misc]
 
     def forward(
         self,
-        input_ids: Int[Tensor, "batch columns"],
+        input_ids: Int[Tensor, "batch columns"] | None = None,
         attention_mask: Int[Tensor, "batch so_far"] | Bool[Tensor, "batch so_far"] | None = None,
+        position_ids: Int[Tensor, "#batch columns"] | None = None,
         past_key_values: DecoderCache | None = None,
+        inputs_embeds: Float[Tensor, "batch columns dim"] | None = None,
         labels: Int[Tensor, "batch columns"] | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Int[Tensor, " kept"] = 0,
+        **named: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Compute logits, the loss if there are labels, and the cache if it is wanted.
 
         Args:
             input_ids: whole sequences; with ``past_key_values``, what follows the tokens that it has read.
             attention_mask: 1 for tokens, 0 for padding; with ``past_key_values`` of all tokens so far, these included.
+            position_ids: of the columns; a document begins wherever they start again at 0, and sees no other.
             past_key_values: as returned before; changed in place.
+            inputs_embeds: in place of ``input_ids``, what the embedding would make of them.
             labels: the tokens of ``input_ids`` that count, -100 for the others.
-            use_cache: return ``past_key_values``; padding is then to be on the left.
+            use_cache: return ``past_key_values``.
+            output_attentions: refused, because no model forms them.
+            output_hidden_states: return the residual stream in front of each block and behind the last norm; that of an
+                EBT's last candidates. None is the configuration's.
             return_dict: return a ``ModelOutput`` instead of a tuple; None is the configuration's.
-            logits_to_keep: the last columns whose logits are returned; 0 is all.
+            logits_to_keep: the last columns whose logits are returned, or these columns; 0 is all.
+            named: ``num_items_in_batch``, by which the summed loss is divided, if not by the number of judged tokens;
+                ``shift_labels``, labels that are shifted already. What else transformers, a collator or a tokenizer
+                may send, and means nothing here, is ignored.
 
         Raises:
-            ConfigError: if the model has no position for a token; if the mask is not that of one stretch of tokens in
-                each row, or pads on the right of what a cache is to be made from; if there are labels beside
-                ``past_key_values``, or that is another library's cache; under ``torch.inference_mode()``
-                if evaluation itself takes gradients.
+            ConfigError: if the model has no position for a token; if positions, the mask or labels are not those of a
+                text; if there are labels beside ``past_key_values``, or that is another library's cache; if an
+                argument is unknown; under ``torch.inference_mode()`` if evaluation itself takes gradients.
         """
+        name = type(self).__name__
         if self.takes_gradients and torch.is_inference_mode_enabled():
             raise ConfigError(
-                f"{type(self).__name__} takes a gradient in every forward pass, which torch.inference_mode() forbids; "
+                f"{name} takes a gradient in every forward pass, which torch.inference_mode() forbids; "
                 "accepted: torch.no_grad()"
             )
+        check_arguments(name, named, self.config.output_attentions if output_attentions is None else output_attentions)
+        tokens = tokens_of(input_ids, inputs_embeds)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if past_key_values is not None:
-            output = self._continue(input_ids, attention_mask, past_key_values, labels)
+            output = self._continue(tokens, attention_mask, past_key_values, labels, wanted)
         else:
-            rows = Rows.of(input_ids, attention_mask)
-            if use_cache and labels is None and logits_to_keep == 1 and not torch.is_grad_enabled():
-                next_logits, cache = self._read(input_ids, rows)
+            rows = Rows.of(attention_mask, *tokens.shape[:2])
+            documents = None if position_ids is None else documents_of(position_ids, len(tokens), rows)
+            last_only = isinstance(logits_to_keep, int) and logits_to_keep == 1
+            targets = self._targets(tokens, rows, labels, named)
+            if use_cache and documents is not None:
+                raise ConfigError("there is no cache of several documents; accepted: use_cache=False")
+            if use_cache and last_only and targets is None and not wanted and not torch.is_grad_enabled():
+                next_logits, cache = self._read(tokens, rows)
                 output = CausalLMOutputWithPast(logits=next_logits[:, None], past_key_values=cache)
             else:
-                output = self._whole(input_ids, rows, labels)
+                output = self._whole(tokens, rows, documents, targets, wanted)
+                output.loss = divided(output.loss, targets, named.get("num_items_in_batch"))
                 if use_cache:
-                    output.past_key_values = self._read(input_ids, rows)[1]
-        if output.logits is not None and logits_to_keep:
-            output.logits = output.logits[:, -logits_to_keep:]
-        wanted = self.config.return_dict if return_dict is None else return_dict
-        return output if wanted else output.to_tuple()
+                    output.past_key_values = self._read(tokens, rows)[1]
+        output.logits = kept_logits(output.logits, logits_to_keep)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
-    def _whole(self, input_ids: Tensor, rows: Rows | None, labels: Tensor | None) -> CausalLMOutputWithPast:
-        """Run whole sequences."""
-        targets = None if labels is None else shifted(labels, rows)
-        if rows is None:
-            output = self._run(input_ids, targets)
-            return CausalLMOutputWithPast(output.loss if labels is not None else None, output.logits)
-        if targets is not None:
-            longest = rows.take(targets)
-            behind = torch.arange(longest.shape[1], device=longest.device) >= rows.lengths[:, None]
-            targets = longest.masked_fill(behind, IGNORED)
-        output = self._run(rows.take(input_ids), targets)
-        logits = None if output.logits is None else rows.put_back(output.logits)
-        return CausalLMOutputWithPast(output.loss if labels is not None else None, logits)
+    def _targets(
+        self, tokens: Tensor, rows: Rows | None, labels: Tensor | None, named: Mapping[str, Any]
+    ) -> Tensor | None:
+        """Return what is to be predicted from each token, if anything is."""
+        shifted = named.get("shift_labels")
+        judged = labels if shifted is None else shifted
+        if judged is None:
+            return None
+        # PEFT leaves its configurations at the model that it changes.
+        check_labels(type(self).__name__, judged, *tokens.shape[:2], getattr(self, "peft_config", {}))
+        return targets_of(judged.to(tokens.device), rows, shifted is not None)
 
-    def _run(self, input_ids: Tensor, targets: Tensor | None) -> Output:
+    def _whole(
+        self, tokens: Tensor, rows: Rows | None, documents: Tensor | None, targets: Tensor | None, with_states: bool
+    ) -> CausalLMOutputWithPast:
+        """Run whole sequences; targets and documents are those of rows that begin in column 0."""
+        with hidden_states(self, with_states) as states:
+            output = self._run(tokens if rows is None else rows.begin_together(tokens), targets, documents)
+        logits = output.logits
+        if rows is not None:
+            logits = None if logits is None else rows.put_back(logits)
+            states = [rows.put_back(state) for state in states]
+        return CausalLMOutputWithPast(
+            loss=None if targets is None else output.loss,
+            logits=logits,
+            hidden_states=tuple(states) if with_states else None,  # type: ignore[arg-type]  # for any number of layers
+        )
+
+    def _run(self, tokens: Tensor, targets: Tensor | None, documents: Tensor | None) -> Output:
         """Run our module on rows that begin in column 0; without targets the loss means nothing."""
         if targets is None:
-            logits = self._logits(input_ids)
+            logits = self._logits(tokens, documents)
             return Output(logits.new_zeros(()), logits)
         with_logits = not (self.training and self.model.config.loss_chunk_rows is not None)
-        output: Output = self.model({"input_ids": input_ids, "labels": targets}, with_logits=with_logits)
+        tensors = {"input_ids": tokens, "labels": targets}
+        if documents is not None:
+            tensors["documents"] = documents
+        output: Output = self.model(tensors, with_logits=with_logits)
         return output
 
-    def _logits(self, input_ids: Tensor) -> Tensor:
+    def _logits(self, tokens: Tensor, documents: Tensor | None) -> Tensor:
         """Run our module without asking for a loss."""
-        logits: Tensor = self.model.logits(self.model.hidden(input_ids))
+        logits: Tensor = self.model.logits(self.model.hidden(tokens, documents=documents))
         return logits
 
-    def _read(self, input_ids: Tensor, rows: Rows | None) -> tuple[Tensor, Any]:
-        """Read prompts into a new cache."""
-        if rows is not None and not rows.end_together:
-            raise ConfigError("a cache needs prompts that end together: pad them on the left (padding_side='left')")
-        logits, inner = self.model.prefill(input_ids, None if rows is None else rows.mask)
-        return logits, DecoderCache(inner, input_ids.shape[1])
+    def _read(self, tokens: Tensor, rows: Rows | None) -> tuple[Tensor, DecoderCache]:
+        """Read prompts into a new cache; what is padding, wherever it stands, is not read."""
+        if rows is None:
+            logits, inner = self.model.prefill(tokens)
+        else:
+            logits, inner = self.model.prefill(rows.end_together(tokens), rows.left_padded)
+        return logits, DecoderCache(inner, tokens.shape[1])
 
     def _continue(
-        self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any, labels: Tensor | None
+        self, tokens: Tensor, attention_mask: Tensor | None, cache: Any, labels: Tensor | None, with_states: bool
     ) -> CausalLMOutputWithPast:
         """Read more tokens of each row, one column after another."""
         if not isinstance(cache, DecoderCache):
@@ -255,61 +201,26 @@ class PerjouleForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             )
         if labels is not None:
             raise ConfigError("labels need whole sequences: a loss beside past_key_values would have no gradient")
-        columns = input_ids.shape[1]
+        if tokens.ndim != 2:
+            raise ConfigError("past_key_values go on with tokens; accepted: input_ids, not inputs_embeds")
+        columns = tokens.shape[1]
         if attention_mask is not None and not bool(attention_mask[:, -columns:].all()):
             raise ConfigError(
                 "attention_mask pads tokens behind those of past_key_values; accepted: padding before them"
             )
-        logits = []
-        for token in input_ids.unbind(1):
-            next_logits, cache.inner = self.model.decode(token, cache.inner)
+        logits, found = [], []
+        for token in tokens.unbind(1):
+            with hidden_states(self, with_states) as states:
+                next_logits, cache.inner = self.model.decode(token, cache.inner)
             logits.append(next_logits)
+            found.append(states)
         cache.num_tokens += columns
         return CausalLMOutputWithPast(
             logits=torch.stack(logits, 1),
             past_key_values=cache,  # type: ignore[arg-type]  # it has what is asked for, and is no list of layers
+            hidden_states=tuple(torch.cat(layer, 1) for layer in zip(*found, strict=True)) if with_states else None,  # type: ignore[arg-type]
         )
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the embedding of tokens."""
-        embedding: nn.Module = self.model.embedding
-        return embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embedding of tokens."""
-        self.model.embedding = value
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """Return the output matrix; None if it is the embedding."""
-        output: nn.Module | None = self.model.output
-        return output
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the output matrix."""
-        self.model.output = new_embeddings
-
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Embedding:
-        """Add rows to the embedding and to the output matrix, or take some away; see transformers.
-
-        Args:
-            new_num_tokens: rows; None is as many as there are.
-            pad_to_multiple_of: round that up to a multiple.
-            mean_resizing: draw new rows about the mean of the old ones.
-        """
-        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        self.model.vocab_size = self.config.vocab_size
-        return embedding
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Fill what no checkpoint has: tables of positions, and any weights that it lacks, as transformers would."""
-        if isinstance(module, RotaryTable):
-            module.to(device=module.table.device, dtype=self.dtype)  # makes the table anew
-        else:
-            super()._init_weights(module)  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        """Let ``generate`` begin without a cache, so that the first forward pass makes ours."""
-        return False
+    def blocks_and_norm(self) -> tuple[Sequence[nn.Module], nn.Module, str | None]:
+        """Return the blocks, the norm behind them, and which stream to watch where blocks serve several."""
+        return self.model.blocks, self.model.norm, None

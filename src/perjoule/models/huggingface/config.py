@@ -79,6 +79,11 @@ class PerjouleConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         """
         return self._checked({name: getattr(self, name) for name in self.own_fields()})
 
+    @property
+    def num_positions(self) -> int | None:
+        """Return how many tokens the model can read; None if there is no last position."""
+        return None if self.kind == "retnet" or self.positions == "none" else self.seq_len
+
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Do nothing: transformers would copy perjoule's source into every folder that is saved from now on."""

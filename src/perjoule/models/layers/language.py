@@ -100,7 +100,6 @@ class LanguageModel(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
-        self.gradient_checkpointing = config.activation_checkpointing  # may be changed, as transformers does
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.blocks = nn.ModuleList(block() for _ in range(config.num_layers))
         self.norm = norm()
@@ -167,7 +166,7 @@ class LanguageModel(nn.Module, ABC):
         x = embed(self.embedding, input_ids)
         places = self.places(x, documents)
         for block in self.blocks:
-            if self.gradient_checkpointing and self.training:
+            if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, places, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, places)
