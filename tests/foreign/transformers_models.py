@@ -1,4 +1,4 @@
-"""transformers' own test mixins over our four classes; run by transformers_suites.py, where ``tests`` is *their* package."""
+"""transformers' own test mixins over our four classes; transformers_suites.py runs it where ``tests`` is theirs."""
 
 from __future__ import annotations
 

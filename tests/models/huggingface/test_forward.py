@@ -58,8 +58,11 @@ def test_padded_rows_equal_unpadded_ones(case: str, side: str) -> None:
     ids, mask = padded(rows, side)
     logits = model(ids, attention_mask=mask).logits
     for row, found, real in zip(rows, logits, mask.bool(), strict=True):
-        assert_close(found[real], model(row[None]).logits[0])
-        assert not found[~real].any()
+        alone = model(row[None]).logits[0]
+        assert_close(found[real], alone)
+        first = int(real.int().argmax())
+        assert not found[:first].any()
+        assert_close(found[first + len(row) :], alone[-1:].expand(len(found) - first - len(row), -1))
 
 
 @pytest.mark.parametrize("case", KINDS)
@@ -164,21 +167,41 @@ def test_sequence_that_is_too_long_names_the_limit(kind: str) -> None:
         model(tokens(1, SEQ_LEN + 1), use_cache=True, logits_to_keep=1)
 
 
-@pytest.mark.parametrize("mask", [[1, 0, 1], [0, 0, 0]])
-def test_mask_with_holes_or_without_tokens_is_refused(mask: list[int]) -> None:
-    with pytest.raises(ConfigError, match="attention_mask of row 1 of 2 is not 1 on one stretch"):
-        new_model("retnet")(tokens(2, 3), attention_mask=torch.tensor([[1, 1, 1], mask]))
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_masked_between_tokens_is_as_if_it_were_not_there(kind: str) -> None:
+    model, ids = new_model(kind).double(), tokens(2, 6)
+    mask = torch.tensor([[1, 0, 1, 1, 0, 1], [1] * 6])
+    whole = model(ids, attention_mask=mask, labels=ids)
+    alone = model(ids[:1, mask[0].bool()], labels=ids[:1, mask[0].bool()])
+    assert_close(whole.logits[0, mask[0].bool()], alone.logits[0])
+    assert_close(whole.logits[0, 1], alone.logits[0, 0])  # padding has the logits of the token before it
+    assert_close(whole.loss * 8, alone.loss * 3 + model(ids[1:], labels=ids[1:]).loss * 5)
+
+
+def test_row_without_tokens_is_refused() -> None:
+    with pytest.raises(ConfigError, match="attention_mask of row 1 of 2 has no token"):
+        new_model("retnet")(tokens(2, 3), attention_mask=torch.tensor([[1, 1, 1], [0, 0, 0]]))
 
 
 def test_mask_of_another_shape_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"attention_mask has shape \(2, 4\); accepted: that of input_ids, \(2, 3\)"):
+    with pytest.raises(ConfigError, match=r"attention_mask has shape \(2, 4\); accepted: that of the tokens, \(2, 3\)"):
         new_model("retnet")(tokens(2, 3), attention_mask=torch.ones(2, 4, dtype=torch.int64))
 
 
-def test_cache_of_prompts_that_do_not_end_together_is_refused() -> None:
-    ids, mask = padded([tokens(1, 5)[0], tokens(1, 3)[0]], "right")
-    with pytest.raises(ConfigError, match="pad them on the left"):
-        new_model("ebt")(ids, attention_mask=mask, use_cache=True)
+@pytest.mark.parametrize("case", CASES)
+def test_prompts_that_are_padded_on_the_right_are_read_as_if_they_were_not(case: str) -> None:
+    model, rows = new_model(case).double(), [tokens(1, 5)[0], tokens(1, 3)[0]]
+    ids, mask = padded(rows, "right")
+    with torch.no_grad():
+        read = model(ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
+        for row, found in zip(rows, read.logits, strict=True):
+            assert_close(
+                found[-1], model(row[None]).logits[0, -1], rtol=1e-5, atol=1e-5
+            )  # LongNet's scores are float32
+        more = tokens(2, 1)
+        later = model(more, past_key_values=read.past_key_values).logits
+        for row, new, found in zip(rows, more, later, strict=True):
+            assert_close(found[0], model(torch.cat((row, new))[None]).logits[0, -1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What ``forward`` and ``generate`` are given: accepted, ignored because it means nothing here, or refused in one line."""
+"""Arguments of ``forward`` and ``generate``: accepted, ignored as they mean nothing, or refused in one line."""
 # ruff: noqa: F722  (jaxtyping's axes are not forward references)
 
 from __future__ import annotations
