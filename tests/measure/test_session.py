@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import perjoule
-from perjoule.core.errors import ConfigError, RunFolderError
+from perjoule.core.errors import ConfigError, MissingExtra, RunFolderError
 from perjoule.core.phases import STEP
 from perjoule.measure import SHELF, session
 from perjoule.measure.carbon import CarbonConfig
@@ -300,8 +300,57 @@ def test_meters_and_energy_exclude_one_another() -> None:
 def test_an_existing_folder_is_not_written_to(tmp_path: Path) -> None:
     with measured(tmp_path / "run"):
         pass
-    with pytest.raises(RunFolderError, match="exists already"):
+    with pytest.raises(RunFolderError, match=r"exists already: add to it with append=True, or choose another name"):
         measured(tmp_path / "run").__enter__()
+
+
+def test_appended_measurements_are_segments_whose_steps_go_on_counting(tmp_path: Path) -> None:
+    for number in range(3):
+        with measured(tmp_path / "run", append=True, energy=THREAD) as one:
+            for _ in range(2):
+                with one.step(tokens=10, loss=number):
+                    time.sleep(0.01)
+    found = load_run(one.run)
+    assert [segment.facts["first_step"] for segment in found.segments] == [1, 3, 5]
+    assert found.steps.step.tolist() == [1, 2, 3, 4, 5, 6] and found.steps.loss.tolist() == [0, 0, 1, 1, 2, 2]
+    assert not found.steps.superseded.any() and found.steps.in_window.all() and found.warnings == ()
+    accounts = one.ledger().accounts
+    total = one.ledger().total()
+    assert isinstance(total, Total) and [account.segment for account in accounts] == [0, 1, 2]
+    assert total.energy_uj == sum(account.total_uj for account in accounts)
+
+
+def test_a_measurement_is_appended_after_one_that_failed_or_was_killed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), measured(tmp_path / "run") as one, one.step():
+        raise ValueError
+    script = (
+        "import os, signal, sys; from perjoule.measure.session import Measurement\n"
+        "with Measurement(sys.argv[1], append=True, meters=[]) as one:\n"
+        "    with one.step(): pass\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(one.run)], check=False).returncode == -signal.SIGKILL
+    with measured(tmp_path / "run", append=True) as last, last.step():
+        pass
+    found = load_run(one.run)
+    assert found.status == "finished" and found.steps.step.tolist() == [1, 2]
+    assert [segment.facts["status"] for segment in found.segments] == ["failed", "running", "finished"]
+
+
+def test_nothing_is_appended_to_a_run_that_was_trained_or_to_another_folder(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "trained", "", {}, {"recipe": "default"}).close()
+    with pytest.raises(RunFolderError, match="is not a measurement's run folder: choose another name"):
+        measured(tmp_path / "trained", append=True).__enter__()
+    (tmp_path / "other").mkdir()
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        measured(tmp_path / "other", append=True).__enter__()
+
+
+def test_a_missing_extra_is_noticed_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perjoule.measure.carbon.codecarbon_tables.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match="pip install"):
+        measured(tmp_path / "run", carbon=CarbonConfig(source="codecarbon", location="DEU")).__enter__()
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_a_name_there_is_a_new_folder_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,9 @@ def main(words: Sequence[str] | None = None) -> int:
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = arguments.build_parser()
+    words, command = arguments.split_command(sys.argv[1:] if words is None else words)
     options, rest = parser.parse_known_args(words)
+    options.command = command
     if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"not understood: {' '.join(rest)}")
     if rest:  # argparse takes positional words from one place only: `train r.yaml --dry-run stop.steps=3`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     _Parsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 EVALUATE_HELP = "any of loss, thinking, latency, harness (loss if none is named), and their settings: loss.splits=test"
+
+
+def split_command(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words for ``measure`` itself and, behind ``--``, the command that it is to run."""
+    if "measure" not in words[:2] or "--" not in words:
+        return list(words), []
+    place = list(words).index("--")
+    return list(words[:place]), list(words[place + 1 :])
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_export,
         _add_data,
         _add_estimate,
+        _add_measure,
         _add_ls,
         _add_report,
         _add_doctor,
@@ -98,6 +108,20 @@ def _add_estimate(parsers: _Parsers, shared: argparse.ArgumentParser) -> None:
     estimate.add_argument("--test", type=Path, nargs="+", default=[], metavar="FILE", help="with --score: unseen rows")
     estimate.add_argument("--figure", type=Path, metavar="FILE.svg", help="with --score: draw what it found")
     estimate.set_defaults(verb=verbs.estimate)
+
+
+def _add_measure(parsers: _Parsers, shared: argparse.ArgumentParser) -> None:
+    """Add ``measure``."""
+    measure = parsers.add_parser(
+        "measure",
+        parents=[shared],
+        help="run any program, or follow a running one, and record what it cost",
+        usage="perjoule measure [key=value …] [--append] (-- COMMAND … | --pid N)",
+    )
+    measure.add_argument("overrides", nargs="*", metavar="key=value", help="such as name=mine carbon.location=FRA")
+    measure.add_argument("--pid", type=int, action="append", metavar="N", help="follow this process and its children")
+    measure.add_argument("--append", action="store_true", help="add to the run folder if it exists")
+    measure.set_defaults(verb=verbs.measure)
 
 
 def _add_ls(parsers: _Parsers, shared: argparse.ArgumentParser) -> None:

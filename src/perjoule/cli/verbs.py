@@ -9,10 +9,12 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from perjoule.core.errors import ConfigError, DataError, suggestion
+from perjoule.core.units import duration, si
 
 SHELVES = ("models", "data", "measure", "estimate", "recipes", "runs")
 DATA_STEPS = {
@@ -188,6 +190,49 @@ def _set_wait_policy() -> None:
         from perjoule.measure.machine import others_running
 
         os.environ["OMP_WAIT_POLICY"] = "passive" if others_running() > 0.5 else "active"
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Run a program, or follow one, and write what it cost. Standard output is the program's; lines go to the other."""
+    if bool(options.command) == bool(options.pid):
+        raise ConfigError("give either a command (perjoule measure -- python script.py) or --pid N")
+    if stray := [word for word in options.overrides if "=" not in word]:
+        raise ConfigError(f"{stray[0]!r} is not a key=value; a command stands behind --: perjoule measure -- COMMAND …")
+    from perjoule.measure.blocked import blocked_signals
+
+    with blocked_signals():  # before a library starts threads, which would be sent the signals instead
+        from perjoule.config import resolve
+        from perjoule.measure.command import MeasureConfig, follow, measure_command
+
+        config = resolve.load(MeasureConfig, None, options.overrides).config
+        if options.command:
+            found = measure_command(options.command, config, options.append)
+        else:
+            found = follow(options.pid, config, options.append)
+        for line in _report_quietly(found.run):
+            print(line, file=sys.stderr)
+    return found.exit_code
+
+
+def _report_quietly(run: Path) -> Iterator[str]:
+    """Write the report of a run and yield what it cost in a line, without the tables."""
+    from rich.console import Console
+
+    from perjoule.measure.book import build_ledger
+    from perjoule.measure.contract import Unavailable
+    from perjoule.report import build
+    from perjoule.runs.tables import load_run
+
+    loaded = load_run(run)
+    total = build_ledger(loaded).total()
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        build([run], console=Console(file=nowhere))
+    if isinstance(total, Unavailable):
+        energy = f"energy not metered: {total.reason}"
+    else:
+        energy = f"{si(total.energy_uj / 1e6, 'J')} ({'modelled' if total.modelled else 'measured'})"
+    seconds = float(loaded.segments[-1].facts.get("seconds") or 0.0)
+    yield f"perjoule: {loaded.reason}; {duration(seconds)}, {energy}; what it cost: perjoule report {run}"
 
 
 def ls(options: argparse.Namespace) -> int:

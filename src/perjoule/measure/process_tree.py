@@ -84,6 +84,11 @@ class CpuClocks:
         self._spent_ns = max(self._spent_ns, self._now_ns() - self._first_ns)
         return self._spent_ns
 
+    def leave_out(self, pid: int) -> None:
+        """Do not count a process that was started after this object was made."""
+        self._without.add(pid)
+        self._known.pop(pid, None)
+
     def pids(self) -> tuple[int, ...]:
         """Return the processes that count, as of the last look."""
         return tuple(pid for pid in self._known if pid != self._parent)

@@ -113,6 +113,11 @@ class Sampler:
         unavailable = [(one["kind"], Unavailable(one["reason"], one["remedy"])) for one in header["unavailable"]]
         return SamplerState(self.path, header["mode"], tuple(header["channels"]), tuple(unavailable))
 
+    @property
+    def pid(self) -> int | None:
+        """Return the process that reads the meters; None if it is this one, or nobody reads them."""
+        return self._worker.pid if isinstance(self._worker, _Process) else None
+
     def alive(self) -> bool:
         """Return whether the meters are being read."""
         return self._worker is not None and self._worker.alive()
@@ -198,6 +203,7 @@ class _Process:
         except OSError:
             self._errors.close()
             raise
+        self.pid = self._process.pid
         assert self._process.stdin is not None and self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
         self._tell(json.dumps(_as_json(job)).encode() + b"\n")

@@ -19,22 +19,20 @@ Steps and phases may be left out: what is in none is ``outside``. A phase within
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from perjoule.config import yaml
 from perjoule.config.resolve import flatten
-from perjoule.core.errors import ConfigError, PerjouleError
+from perjoule.core.errors import ConfigError, PerjouleError, RunFolderError
 from perjoule.core.phases import OTHER, STEP
+from perjoule.measure.blocks import Phase, Step
 from perjoule.measure.carbon import CarbonConfig
 from perjoule.measure.config import EnergyConfig
 from perjoule.measure.contract import Site, Unavailable
@@ -44,6 +42,7 @@ from perjoule.measure.sampler import Sampler, SamplerState
 from perjoule.runs import folder
 from perjoule.runs.folder import RunFolder
 from perjoule.runs.journal import BEGIN, END, JournalWriter
+from perjoule.runs.tables import last_step
 
 if TYPE_CHECKING:
     from perjoule.measure.ledger import Ledger
@@ -60,6 +59,7 @@ class Measurement:
 
     Args:
         run: the folder to make; a new one in ``runs`` if left out.
+        append: add a segment to the folder if it exists already; its steps go on counting.
         meters: what to read, as in ``["rapl", {"kind": "cpu_time", "active_w_per_core": 9}]``.
         energy: meters, sampler and rate in one; instead of ``meters``.
         carbon: where the electricity is from.
@@ -77,6 +77,7 @@ class Measurement:
         self,
         run: str | Path | None = None,
         *,
+        append: bool = False,
         meters: Sequence[Any] | None = None,
         energy: EnergyConfig | None = None,
         carbon: CarbonConfig | None = None,
@@ -92,6 +93,7 @@ class Measurement:
         self.run = Path(run) if run is not None else Path("runs") / folder.new_run_id("measure")
         self.metered: SamplerState | Unavailable = Unavailable("the measurement has not begun")
         """What is metered and what is not, once the block is entered."""
+        self._append = append
         self._energy, self._carbon = energy or EnergyConfig(), carbon or CarbonConfig()
         self._devices, self._fence, self._warmup_steps, self._facts = devices, fence, warmup_steps, facts or {}
         self._open: list[tuple[str, Timed]] = []
@@ -104,16 +106,16 @@ class Measurement:
         """Make the run folder, start the sampler and wait for its first readings.
 
         Raises:
-            RunFolderError: if the folder exists or cannot be written.
+            RunFolderError: if the folder exists or cannot be written; with ``append``, if it is no measurement's.
             ConfigError: if the place of ``carbon`` is not known.
+            MissingExtra: if CodeCarbon's tables are asked for and it is not installed.
         """
         config = {"energy": self._energy.model_dump(mode="json"), "carbon": self._carbon.model_dump(mode="json")}
-        resolved = {key: {"value": value, "source": "perjoule.measure"} for key, value in flatten(config).items()}
         intensity = self._carbon.resolve()
         node, policy = platform.node(), FencePolicy.EDGE if self._fence else FencePolicy.NONE
         devices = tuple(self._devices if self._devices is not None else devices_in_use())
         begun_s = process_age_s()
-        self._folder = RunFolder.create(self.run, yaml.dump(config), resolved, {"recipe": "measure", **self._facts})
+        self._folder = self._open_folder(config)
         with contextlib.ExitStack() as undo:
             undo.callback(self._folder.close)
             segment = self._folder.begin_segment(
@@ -121,12 +123,13 @@ class Measurement:
                     "host": host_facts(),
                     "device": ", ".join(devices) or "cpu",
                     "world_size": 1,
-                    "first_step": 1,
+                    "first_step": self._num_steps + 1,
                     "warmup_steps": self._warmup_steps,
                     "startup_s": {"before the measurement": round(begun_s, 4)},
                     "fence": policy.value,
                     "energy": {"config": config["energy"], "nodes": [node]},
                     "carbon": self._carbon.facts(intensity),
+                    **self._segment_facts(),
                 }
             )
             header = {"rank": 0, "segment": segment, "node": node}
@@ -134,7 +137,7 @@ class Measurement:
             undo.pop_all()
         self._recorder = Recorder(self._journal, self._fence or (lambda: None), policy)
         self._step_edges = self._recorder.phase(STEP)
-        path, site = folder.sample_path(self.run, segment, node), Site((os.getpid(),), devices)
+        path, site = folder.sample_path(self.run, segment, node), self._site(devices)
         self._sampler, self._begun_s = (
             Sampler.start(path, self._energy, site, node, {"segment": segment}),
             time.monotonic(),
@@ -180,6 +183,7 @@ class Measurement:
         """Return a measurement of the same kind that has not begun, into another folder."""
         return Measurement(
             run,
+            append=self._append,
             energy=self._energy,
             carbon=self._carbon,
             devices=self._devices,
@@ -267,74 +271,41 @@ class Measurement:
             self._journal.add_phase(full)
         return full, self._recorder.phase(full)
 
+    def _open_folder(self, config: dict[str, Any]) -> RunFolder:
+        """Make the run folder, or open the one that a segment is added to."""
+        if not self.run.exists():
+            resolved = {key: {"value": value, "source": "perjoule.measure"} for key, value in flatten(config).items()}
+            facts = {"recipe": "measure", **self._facts, "measured": True}
+            return RunFolder.create(self.run, yaml.dump(config), resolved, facts)
+        if not self._append:
+            raise RunFolderError(
+                f"the run folder {self.run} exists already: {self._how_to_add}, or choose another name"
+            ) from FileExistsError(str(self.run))
+        manifest = folder.read_manifest(self.run)
+        if not manifest.get("measured") and manifest.get("recipe") != "measure":
+            raise RunFolderError(f"{self.run} is not a measurement's run folder: choose another name")
+        opened = RunFolder.reopen(self.run)
+        self._num_steps = last_step(self.run)
+        return opened
+
+    _how_to_add = "add to it with append=True"
+
+    def _segment_facts(self) -> dict[str, Any]:
+        """Return more facts of the segment."""
+        return {}
+
+    def _site(self, devices: tuple[str, ...]) -> Site:
+        """Return whose energy is metered."""
+        return Site((os.getpid(),), devices)
+
+    def _cpu_ns(self) -> int:
+        """Return the CPU time of what is measured."""
+        return time.process_time_ns()
+
     def _mark_edge(self) -> None:
-        t_ns, cpu_ns = time.monotonic_ns(), time.process_time_ns()
+        t_ns, cpu_ns = time.monotonic_ns(), self._cpu_ns()
         for kind in (BEGIN, END):
             self._journal.put(t_ns, cpu_ns, 0, self._journal.code(EDGE, kind))
-
-
-@dataclass
-class Step:
-    """One step of a loop. What is set on it before it ends is written down with it.
-
-    Args:
-        begin: what to do at its begin.
-        end: what to do at its end; is given the step and whether it came to a proper end.
-        samples: that the step trains on.
-        tokens: label positions.
-        useful: those that are trained on; None for all.
-        loss: anything that ``float`` takes; None if it is not known.
-        lr: learning rate.
-    """
-
-    begin: Callable[[], None]
-    end: Callable[[Step, bool], None]
-    samples: int
-    tokens: int
-    useful: int | None
-    loss: Any
-    lr: float | None
-
-    def __enter__(self) -> Step:
-        self.begin()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.end(self, error is None)
-
-    def as_line(self, segment: int, number: int) -> str:
-        """Return the step's line of the metrics: a loss that is not known is left out, one that is not finite null."""
-        line: dict[str, Any] = {"kind": "step", "segment": segment, "step": number}
-        if self.loss is not None:
-            line["loss"] = _finite(self.loss)
-        line |= {"grad_norm": None, "lr": _finite(self.lr), "samples": int(self.samples), "tokens": int(self.tokens)}
-        line |= {"useful": int(self.tokens if self.useful is None else self.useful), "memory_bytes": None}
-        return json.dumps(line, allow_nan=False)
-
-
-class Phase:
-    """One phase of a loop, to be entered as often as wanted, but not within itself.
-
-    Args:
-        enter: what to do at its begin, given its name.
-        leave: what to do at its end.
-        name: as the loop calls it.
-    """
-
-    __slots__ = ("_enter", "_leave", "name")
-
-    def __init__(self, enter: Callable[[str], None], leave: Callable[[], None], name: str) -> None:
-        self._enter, self._leave, self.name = enter, leave, name
-
-    def __enter__(self) -> None:
-        self._enter(self.name)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._leave()
 
 
 def measure(*arguments: Any, **options: Any) -> Measurement:
@@ -368,12 +339,6 @@ def describe_end(error: BaseException | None) -> tuple[str, str]:
         return folder.FAILED, f"the program ended itself within the measured block: exit code {error.code}"
     status = folder.STOPPED if isinstance(error, KeyboardInterrupt) else folder.FAILED
     return status, f"{type(error).__name__}: {error}"
-
-
-def _finite(value: Any) -> float | None:
-    # A tensor that is part of a graph warns when it is made a number.
-    number = None if value is None else float(value.detach() if hasattr(value, "detach") else value)
-    return number if number is not None and math.isfinite(number) else None
 
 
 def _describe(name: str) -> str:

@@ -305,6 +305,11 @@ def _summarize(path: Path) -> RunSummary:
     )
 
 
+def last_step(run: Path) -> int:
+    """Return the last step that a run folder has recorded, 0 if there is none."""
+    return int(_last_step(run / METRICS).get("step") or 0)
+
+
 def _last_step(metrics: Path) -> dict[str, Any]:
     """Return the last step's line, looking at the end of the file only."""
     try:

@@ -13,7 +13,8 @@ from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
 from perjoule.core.errors import RunFolderError
-from perjoule.measure.session import Measurement, Phase, Step, describe_end
+from perjoule.measure.blocks import Phase, Step
+from perjoule.measure.session import Measurement, describe_end
 from perjoule.runs.folder import FAILED
 
 LOG = logging.getLogger("perjoule")
