@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def joules(row: dict[str, str], column: str = "energy_consumed") -> float:
     return float(row[column]) * J_PER_KWH
 
 
-def test_the_columns_are_codecarbons_in_its_order_and_one_more() -> None:
+def test_the_columns_are_codecarbons_in_its_order() -> None:
     assert ",".join(RUN_COLUMNS) == CODECARBON_RUN and len(RUN_COLUMNS) == 38
     left_out = {"experiment_id", "pue", "wue"}
     assert TASK_COLUMNS == ("task_name", *(name for name in RUN_COLUMNS if name not in left_out))
@@ -63,8 +64,8 @@ def test_the_files_begin_with_their_columns(run: Run, tmp_path: Path) -> None:
     ]
     assert all(path.parent == run.path for path in paths)
     heads = [path.read_text(encoding="utf-8").splitlines()[0] for path in paths]
-    assert heads[0] == f"{CODECARBON_RUN},provenance"
-    assert heads[1] == heads[2] == ",".join((*TASK_COLUMNS, "provenance"))
+    assert heads[0] == f"{CODECARBON_RUN},provenance,energy_parts,emissions_basis"
+    assert heads[1] == heads[2] == ",".join((*TASK_COLUMNS, "provenance", "energy_parts", "emissions_basis"))
     assert heads[3] == ",".join(ENERGY_COLUMNS)
 
 
@@ -83,6 +84,42 @@ def test_what_is_not_known_is_empty_and_never_zero(run: Run) -> None:
     (row,) = table(write_emissions(run, ledgers.ledger())[0])
     for column in ("ram_energy", "ram_power", "water_consumed", "longitude", "latitude", "gpu_model", "wue"):
         assert row[column] == "", column
+    assert row["energy_parts"] == "gpu+cpu; not metered: ram", "memory is not in energy_consumed, and the file says so"
+
+
+@pytest.mark.parametrize(
+    ("sensors", "device", "parts", "gpus"),
+    [
+        (
+            [replace(ledgers.GPU, domain=f"gpu-{n}", model="NVIDIA A40") for n in range(8)],
+            "cuda",
+            "gpu",
+            "8 x NVIDIA A40",
+        ),
+        (
+            [replace(ledgers.GPU, domain=f"gpu-{n}", model=f"Card {n}") for n in (1, 2)],
+            "cuda",
+            "gpu",
+            "1 x Card 1 | 1 x Card 2",
+        ),
+        ([replace(ledgers.GPU, domain="gpu-1", model="Card"), ledgers.GPU], "cuda", "gpu", ""),
+        ([ledgers.CPU, replace(ledgers.CPU, domain="ram", scope="ram")], "cpu", "cpu+ram", ""),
+        ([ledgers.CPU], "cuda:0", "cpu", ""),
+        ([replace(ledgers.CPU, domain="node", scope="node")], "cuda:0", "node", ""),
+        ([replace(ledgers.CPU, domain="psys", scope="psys")], "cuda:0", "psys", ""),
+    ],
+)
+def test_the_file_says_which_parts_were_metered_and_which_gpus(
+    run: Run, sensors: list[Sensor], device: str, parts: str, gpus: str
+) -> None:
+    on_device = tuple(replace(one, facts={**one.facts, "device": device}) for one in run.segments)
+    accounts = tuple(ledgers.account(one, [ledgers.bucket("forward", 10.0)]) for one in sensors)
+    (row,) = table(write_emissions(replace(run, segments=on_device), Ledger(accounts))[0])
+    held, _, missing = row["energy_parts"].partition("; not metered: ")
+    assert held == parts and row["gpu_model"] == gpus
+    assert row["gpu_count"] == (str(len(sensors)) if "gpu" in parts else "")
+    everything = {"node": set(), "psys": {"gpu"}}.get(parts, {"cpu", "ram", *(["gpu"] if device != "cpu" else [])})
+    assert set(filter(None, missing.split("+"))) == everything - set(parts.split("+"))
 
 
 def test_place_and_machine_are_those_of_the_manifest(run: Run) -> None:
@@ -96,13 +133,52 @@ def test_place_and_machine_are_those_of_the_manifest(run: Run) -> None:
     assert float(row["emissions"]) == pytest.approx(1100 / J_PER_KWH * 0.36 * 1.2)
 
 
-def test_without_a_location_carbon_is_empty_and_the_country_a_text(tmp_path: Path) -> None:
+def test_without_a_location_every_row_has_codecarbons_stand_in_and_says_so(tmp_path: Path) -> None:
     run = load_run(finished_run(tmp_path / "nowhere"))
-    (row,) = table(write_emissions(run, Ledger((ledgers.cpu(),)))[0])
-    assert row["emissions"] == "" and row["emissions_rate"] == ""
-    assert row["country_name"] == row["country_iso_code"] == "not given", "the dashboard calls .upper() on it"
+    paths = write_emissions(run, Ledger((ledgers.cpu(),)))
+    for path in paths[:3]:
+        for row in table(path):
+            kwh = float(row["energy_consumed"])
+            assert float(row["emissions"]) == pytest.approx(kwh * 0.475), "as CodeCarbon does where it knows no place"
+            assert row["country_name"] == row["country_iso_code"] == "not given", "the dashboard calls .upper() on it"
+            assert row["emissions_basis"].startswith("no intensity known: ") and "475 g/kWh" in row["emissions_basis"]
+    assert {row["gco2e"] for row in table(paths[3])} == {""}, "our own file says that it is not known"
+    (row,) = table(paths[0])
     assert row["tracking_mode"] == "process" and row["gpu_count"] == ""
     assert row["provenance"] == "modelled"
+
+
+@pytest.mark.parametrize(
+    ("facts", "place"),
+    [
+        ({"location": "DE", "source": "Electricity Maps, life cycle"}, ("Germany", "DEU", "")),
+        ({"location": "US-CAL-CISO", "source": "Electricity Maps, life cycle"}, ("United States", "USA", "")),
+        ({"location": "GB", "source": "given by the user"}, ("United Kingdom", "GBR", "")),
+        ({"location": "XY-1", "source": "given by the user"}, ("not given", "not given", "")),
+        ({"location": "USA-new-york", "source": "eGRID"}, ("United States", "USA", "new york")),
+    ],
+)
+def test_a_country_has_its_code_of_three_letters_and_its_name(
+    run: Run, facts: dict[str, Any], place: tuple[str, str, str]
+) -> None:
+    (row,) = table(write_emissions(with_carbon(run, **facts), ledgers.ledger())[0])
+    assert (row["country_name"], row["country_iso_code"], row["region"]) == place
+    assert facts["location"] in row["emissions_basis"] and "360 g/kWh" in row["emissions_basis"]
+
+
+def test_the_dashboard_finds_a_number_and_a_text_wherever_it_needs_one(run: Run, tmp_path: Path) -> None:
+    """What ``codecarbon.viz`` 3.3.2 does with a file; the dashboard itself: ``benchmarks/carbonboard.py``."""
+    nowhere = load_run(finished_run(tmp_path / "nowhere"))
+    written = [write_emissions(one, ledgers.ledger())[:3] for one in (run, nowhere)]
+    for rows in zip(*[[table(path) for path in paths] for paths in written], strict=True):
+        merged = sorted([*rows[0], *rows[1]], key=lambda row: row["timestamp"])
+        for column in ("duration", "emissions", "energy_consumed"):
+            assert sum(float(row[column]) for row in merged) > 0, "they are added up"
+        for row in merged:
+            assert (
+                all(row[column] for column in ("project_name", "country_name", "timestamp")) and row["on_cloud"] == "N"
+            )
+            assert row["country_iso_code"].upper()
 
 
 def test_phases_add_up_to_the_run_with_a_word_for_each(run: Run) -> None:

@@ -68,6 +68,7 @@ class Sensor:
         idle_w: power that the domain never falls below, None if it is not known.
         limit_w: power that the domain cannot exceed for longer than a refresh, None if it is not known.
         device: what two runs must not meter at once without knowing of each other; "" if that does no harm.
+        model: what the device calls itself; "" if it does not.
     """
 
     domain: str
@@ -83,6 +84,7 @@ class Sensor:
     idle_w: float | None = None
     limit_w: float | None = None
     device: str = ""
+    model: str = ""
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perjoule.measure.bridges.codecarbon_schema import (
+    OWN_COLUMNS,
     PROVENANCE_COLUMN,
     RUN_COLUMNS,
     TASK_COLUMNS,
@@ -74,7 +75,7 @@ def write_emissions(run: Run, ledger: Ledger, folder: Path | None = None) -> tup
     written = [
         write_csv(
             folder / name,
-            (*columns, PROVENANCE_COLUMN),
+            (*columns, *OWN_COLUMNS),
             (cells(columns, _with_consequences(entry, factors), facts) for entry in entries),
         )
         for name, columns, entries in tables

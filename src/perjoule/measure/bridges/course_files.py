@@ -28,7 +28,7 @@ import numpy as np
 from perjoule.core.errors import RunFolderError
 from perjoule.core.phases import BACKWARD, FORWARD, OPTIMIZER, OTHER, STEP, TRANSFER
 from perjoule.measure.bridges.codecarbon_schema import (
-    PROVENANCE_COLUMN,
+    OWN_COLUMNS,
     RUN_COLUMNS,
     TASK_COLUMNS,
     UJ_PER_J,
@@ -122,7 +122,7 @@ def write_course_files(run: Run, ledger: Ledger, folder: Path, number: int, devi
     )
     for name, columns, entries in tables:
         rows: Iterator[list[Cell]] = (cells(columns, entry, facts) for entry in entries)
-        written.append(write_csv(folder / name, (*columns, PROVENANCE_COLUMN), rows))
+        written.append(write_csv(folder / name, (*columns, *OWN_COLUMNS), rows))
     return tuple(written)
 
 

@@ -256,6 +256,7 @@ class _Opener:
             accuracy=_ACCURACY,
             limit_w=None if in_module else self.limit_w,
             device=self.gpu.uuid,
+            model=self.gpu.name,
         )
         try:
             if not read() and not counts:
