@@ -1,5 +1,6 @@
 """The held-out loss is the mean over useful positions, not over batches."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -66,3 +67,33 @@ def test_batches_with_nothing_to_predict_are_refused() -> None:
 def test_the_tensors_are_moved_to_the_device() -> None:
     moved = held_out_loss(Echo(), batches((1.0, 4)), lambda tensors: {"loss": tensors["loss"] * 2}, lambda sums: sums)
     assert moved.loss == 2.0
+
+
+class Stubborn(nn.Module):
+    """Has a frozen part in evaluation mode, and may fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.trained = nn.Dropout(0.5), nn.Dropout(0.5)
+        self.fails = False
+
+    def forward(self, tensors: dict[str, torch.Tensor]) -> Output:
+        assert not (self.training or self.frozen.training or self.trained.training)
+        if self.fails:
+            raise RuntimeError("no")
+        return Output(tensors["loss"])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_module_gets_its_own_mode_back_whatever_happens(fails: bool) -> None:
+    model = Stubborn().train()
+    model.frozen.eval()
+    model.fails = fails
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        held_out_loss(model, batches((1.0, 4)), lambda tensors: tensors, lambda sums: sums)
+    assert (model.training, model.frozen.training, model.trained.training) == (True, False, True)
+
+
+def test_a_batch_of_ignored_labels_only_does_not_count() -> None:
+    found = held_out_loss(Echo(), batches((1.0, 4), (float("nan"), 0)), lambda tensors: tensors, lambda sums: sums)
+    assert (found.loss, found.useful) == (1.0, 4)

@@ -9,7 +9,8 @@ from typing import Any
 import perjoule
 from perjoule.runs.folder import CONFIG, METRICS, read_manifest
 from perjoule.runs.tables import load_run
-from perjoule.train.run import TrainResult, train
+from perjoule.train.resuming import TrainResult
+from perjoule.train.run import train
 
 SEQ_LEN = 16
 VOCAB_SIZE = 320

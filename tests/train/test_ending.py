@@ -5,12 +5,16 @@ import math
 from pathlib import Path
 
 import pytest
-from tests.system.tiny import SEQ_LEN, Tiny, losses, metrics, resume, run_of
+from tests.system.tiny import SEQ_LEN, Tiny, losses, metrics, resume, run_of, segments
 
+from perjoule.core.errors import ConfigError
 from perjoule.runs.checkpoints import verify
 from perjoule.runs.folder import CHECKPOINTS, read_manifest
+from perjoule.runs.samples import sample_files
 from perjoule.runs.tables import load_run
-from perjoule.train.run import TrainResult
+from perjoule.train.resuming import TrainResult
+
+THREAD = ("energy.sampler=thread", "energy.meters=cpu_time")
 
 
 def test_run_ends_after_steps(tiny: Tiny) -> None:
@@ -33,17 +37,36 @@ def test_run_ends_after_tokens(tiny: Tiny) -> None:
 
 
 def test_run_ends_after_seconds(tiny: Tiny) -> None:
-    result = tiny.train("stop={seconds: 0.2}")
+    result = tiny.train("stop={seconds: 1.5}")
     manifest = read_manifest(run_of(result))
-    assert (result.status, result.reason, result.signal) == ("finished", "reached 0.2 s", None)
-    assert 0.2 <= manifest["segments"][0]["seconds"] < 5
-    assert manifest["segments"][0]["last_step"] == result.step
+    assert (result.status, result.signal) == ("finished", None)
+    assert result.reason in {"1.5 s leave no room for another step", "reached 1.5 s"}
+    assert 0 < manifest["segments"][0]["seconds"] < 5
+    assert manifest["segments"][0]["last_step"] == result.step > 0
 
 
-def test_a_resumed_run_counts_the_seconds_of_all_segments(tiny: Tiny) -> None:
-    first = tiny.train("stop={seconds: 0.2}")
-    again = resume(run_of(first))
-    assert again.step == first.step, "the time was used up, and no step is left"
+@pytest.mark.parametrize("stop", ["stop={seconds: 0.5}", "stop={steps: 3}"])
+def test_a_finished_run_is_left_as_it_is_when_resumed_to_the_same_end(
+    tiny: Tiny, stop: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tiny.train(stop, *THREAD)
+    run = run_of(first)
+    before = (run / "manifest.json").read_bytes()
+    capsys.readouterr()
+    again = resume(run)
+    assert (again.step, again.reason, again.run) == (first.step, first.reason, run)
+    assert "nothing to do" in capsys.readouterr().out
+    assert (run / "manifest.json").read_bytes() == before
+    assert len(sample_files(run, 0)) == 1 and not sample_files(run, 1), "nothing was metered"
+
+
+def test_a_finished_run_goes_on_when_its_end_is_raised_and_only_then(tiny: Tiny) -> None:
+    run = run_of(tiny.train("stop.steps=3"))
+    assert resume(run, "stop.steps=2").step == 3
+    assert len(segments(run)) == 1
+    for _ in range(2):
+        assert resume(run, "stop.steps=5").step == 5
+        assert len(segments(run)) == 2
 
 
 def test_the_nearest_of_several_conditions_ends_a_run(tiny: Tiny) -> None:
@@ -149,3 +172,19 @@ def test_a_checkpoint_written_after_damaged_ones_is_kept(tiny: Tiny) -> None:
     assert sorted(path.name for path in (run / CHECKPOINTS).iterdir() if path.is_dir()) == ["00000005"]
     best = json.loads((run / CHECKPOINTS / "best.json").read_text(encoding="utf-8"))
     assert best["step"] == 5
+
+
+def test_evaluations_come_every_fraction_of_an_epoch(tiny: Tiny) -> None:
+    often = ("evaluate.every_epochs=0.25", "debug.limit_batches=6", "stop={epochs: 2}", "checkpoint.best=false")
+    run = run_of(tiny.train(*often))
+    assert [line["step"] for line in metrics(run, "evaluate")] == [2, 3, 5, 6, 8, 9, 11, 12]
+
+
+def test_checkpoints_come_every_so_many_minutes(tiny: Tiny) -> None:
+    run = run_of(tiny.train("checkpoint.every_minutes=1e-9", "stop.steps=3", "checkpoint.keep=9"))
+    assert [line["step"] for line in metrics(run, "checkpoint")] == [2, 3], "the first step has taken no time before it"
+
+
+def test_evaluations_by_steps_and_by_epochs_exclude_each_other(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"one of evaluate\.every_steps and evaluate\.every_epochs"):
+        tiny.train("evaluate.every_epochs=0.25", "evaluate.every_steps=3")

@@ -9,6 +9,7 @@ import perjoule
 from perjoule.core.errors import RunFolderError
 from perjoule.measure.contract import Unavailable
 from perjoule.train.budget import Budget
+from perjoule.train.calendar import Calendar
 from perjoule.train.left import Left
 from perjoule.train.stopping import Goal, Progress
 
@@ -33,7 +34,8 @@ class Run:
         self.config, self.progress = config, Progress()
         self.goal = Goal(config.stop, 8, 800, 1000, budgets)
         meter = Meter(self.progress) if metered else None
-        self.left = Left(config, self.goal, self.progress, 1000, 160, meter)  # type: ignore[arg-type]
+        calendar = Calendar(config.evaluate, config.checkpoint, 8, 800)
+        self.left = Left(config, calendar, self.goal, self.progress, 1000, 160, meter)  # type: ignore[arg-type]
         self.random = np.random.default_rng(0)
 
     def train(self, num: int) -> None:

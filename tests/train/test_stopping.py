@@ -1,17 +1,30 @@
 """When a run ends: goals, patience, signals."""
 
+import contextlib
 import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from perjoule.core.errors import ConfigError
 from perjoule.train.config import StopConfig
-from perjoule.train.stopping import SIGNALS, Goal, Progress, SignalFlag
+from perjoule.train.stopping import (
+    SIGNALS,
+    FirstStepWatch,
+    GivenUp,
+    Goal,
+    Interrupted,
+    Progress,
+    SignalFlag,
+    ending_of,
+    until,
+)
 
 
 def _goal(**stop: Any) -> Goal:
@@ -156,3 +169,52 @@ def test_signals_stay_with_the_caller_outside_the_main_thread(handlers: dict[sig
     thread.start()
     thread.join()
     assert seen == [handlers]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_segment_with_nothing_to_lose_ends_at_once(
+    number: signal.Signals, handlers: dict[signal.Signals, Any]
+) -> None:
+    with pytest.raises(Interrupted) as caught, SignalFlag() as flag:
+        flag.nothing_to_lose = lambda: True
+        os.kill(os.getpid(), number)
+    assert (caught.value.signal, ending_of(caught.value)[0]) == (number, "stopped")
+    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(handlers: dict[signal.Signals, Any]) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with SignalFlag() as flag:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert flag.received is None
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("to_lose", [False, True])
+def test_the_first_step_is_given_up_when_it_alone_uses_up_the_budget(to_lose: bool) -> None:
+    goal, progress = _goal(seconds=0.5), Progress()
+    with contextlib.ExitStack() as stack:
+        flag = stack.enter_context(SignalFlag())
+        flag.nothing_to_lose = lambda: not to_lose
+        if not to_lose:
+            caught = stack.enter_context(pytest.raises(Interrupted, match=r"reached 0\.5 s"))
+        stack.enter_context(FirstStepWatch(goal, progress, flag))
+        time.sleep(1.0)
+    assert flag.received is None
+    if not to_lose:
+        assert ending_of(caught.value) == ("finished", "reached 0.5 s")
+
+
+def test_data_without_tokens_cannot_end_after_tokens() -> None:
+    goal = Goal(StopConfig(tokens=100), samples_per_step=8, samples_per_epoch=100, tokens_per_step=0)
+    with pytest.raises(ConfigError, match=r"stop\.tokens: the samples of this data have no tokens"):
+        _ = goal.last_step
+
+
+def test_items_are_given_up_when_somebody_asks_to_stop() -> None:
+    asked = iter([False, False, True])
+    seen = []
+    with pytest.raises(GivenUp):
+        for item in until(lambda: next(asked), iter("abc")):
+            seen.append(item)
+    assert seen == ["a", "b"]

@@ -10,7 +10,8 @@
     ├── RunFolderError (5)       choose or repair a run folder
     ├── DataError (6)            change or repair the data
     ├── CheckpointError (7)      choose another checkpoint
-    └── TrainingDiverged (8)     change the learning rate, the precision or the data
+    ├── TrainingDiverged (8)     change the learning rate, the precision or the data
+    └── OutOfMemory (9)          make the batch or the model smaller
 
 The number is the exit code of the command line.
 """
@@ -75,6 +76,12 @@ class TrainingDiverged(PerjouleError):
     """The loss or the gradient is no longer finite."""
 
     exit_code = 8
+
+
+class OutOfMemory(PerjouleError):
+    """The host or the device has no more memory."""
+
+    exit_code = 9
 
 
 def nearest(name: str, accepted: Iterable[str]) -> str | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +29,26 @@ class HeldOutLoss:
     seconds: float
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every module of it back into its own mode, whatever happens.
+
+    Args:
+        model: some of its modules may be in evaluation mode already, as frozen ones are.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @torch.no_grad()
 def held_out_loss(
     model: nn.Module,
-    batches: Iterator[Batch],
+    batches: Iterable[Batch],
     to_device: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
     total: Callable[[torch.Tensor], torch.Tensor],
 ) -> HeldOutLoss:
@@ -47,13 +64,13 @@ def held_out_loss(
         DataError: if no position counts.
     """
     started = time.monotonic()
-    was_training = model.training
-    model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
-    for batch in batches:
-        output = model(to_device(batch.tensors))
-        sums += torch.tensor([output.loss.item() * batch.num_useful, batch.num_useful], dtype=torch.float64)
-    model.train(was_training)
+    with evaluating(model):
+        for batch in batches:
+            if not batch.num_useful:  # a mean over nothing is not a number
+                continue
+            output = model(to_device(batch.tensors))
+            sums += torch.tensor([output.loss.item() * batch.num_useful, batch.num_useful], dtype=torch.float64)
     weighted, useful = total(sums).tolist()
     if useful == 0:
         raise DataError("the held-out batches have no label that is not ignored; raise evaluate.batches")

@@ -39,18 +39,21 @@ class LiveEnergy:
     def __init__(self, run: Path) -> None:
         self._run = run
         self._segment = max(len(read_manifest(run).get("segments") or ()) - 1, 0)
-        self._before_uj: int | None = None
+        self._before_j: tuple[float | Unavailable, ...] | None = None
         self._now = _SegmentEnergy(run, self._segment)
 
     def read(self) -> float | Unavailable:
         """Return the joules used so far, or why they are not known. Costs less than a millisecond if little is new."""
-        if self._before_uj is None:
-            self._before_uj = 0
-            for segment in range(self._segment):
-                total_uj = _SegmentEnergy(self._run, segment).total_uj()
-                self._before_uj += 0 if isinstance(total_uj, Unavailable) else total_uj
+        before_j = sum(one for one in self.earlier_segments_j() if not isinstance(one, Unavailable))
         total_uj = self._now.total_uj()
-        return total_uj if isinstance(total_uj, Unavailable) else (self._before_uj + total_uj) / 1e6
+        return total_uj if isinstance(total_uj, Unavailable) else before_j + total_uj / 1e6
+
+    def earlier_segments_j(self) -> tuple[float | Unavailable, ...]:
+        """Return the joules of each segment before the one that is followed, or why they are not known."""
+        if self._before_j is None:
+            totals_uj = [_SegmentEnergy(self._run, segment).total_uj() for segment in range(self._segment)]
+            self._before_j = tuple(one if isinstance(one, Unavailable) else one / 1e6 for one in totals_uj)
+        return self._before_j
 
 
 class _SegmentEnergy:

@@ -229,7 +229,9 @@ class RunFolder:
         """Write how the segment and the run ended."""
         ended = datetime.now(UTC).isoformat(timespec="milliseconds")
         self.manifest |= {"status": status, "reason": reason}
-        self.update_segment(status=status, reason=reason, ended=ended, **facts)
+        if self.manifest["segments"]:
+            self.manifest["segments"][-1] |= {"status": status, "reason": reason, "ended": ended, **facts}
+        write_json(self.path / MANIFEST, self.manifest)
 
     def close(self) -> None:
         """Close the files and release the lock."""

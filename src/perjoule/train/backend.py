@@ -12,6 +12,7 @@ import ctypes
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from perjoule.train.distributed import Ranks
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 COMPILE_GAIN = 0.35
 """Share of the eager step that compiling saves, at least: measured 0.35 to 0.5 on language models (docs/log.md)."""
+_KNOWN_AFTER_S = 1.5
 COLD_COMPILE_S = 40.0
 """What a first compilation takes on two cores, measured 14 to 35 s (docs/log.md)."""
 
@@ -43,6 +45,8 @@ class Backend:
     device: torch.device
     settings: dict[str, Any]
     why: list[str] = field(default_factory=list)
+    eager_step_s: float | None = None
+    """What a step takes that is not compiled, if it was timed."""
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -117,7 +121,7 @@ class Backend:
         model: nn.Module,
         time_step: Callable[[], float],
         steps_left: int | None,
-        seconds_left: float | None,
+        seconds_left: Callable[[], float | None],
         agree: Callable[[bool], bool] = bool,
     ) -> nn.Module:
         """Return the model to call: compiled if that was asked for, or if it pays within this run.
@@ -126,7 +130,7 @@ class Backend:
             model: the module.
             time_step: runs one eager forward and backward pass and returns its seconds.
             steps_left: steps of this run, if known.
-            seconds_left: its time limit, if any.
+            seconds_left: returns how long its time limit and budgets last, if it has any; 0 while that is not known.
             agree: makes one decision of those of all ranks.
         """
         if self.settings["compile"] and not getattr(model, "compilable", True):
@@ -137,7 +141,7 @@ class Backend:
         return cast(nn.Module, torch.compile(model)) if self.settings["compile"] else model
 
     def _compiling_pays(
-        self, time_step: Callable[[], float], steps_left: int | None, seconds_left: float | None
+        self, time_step: Callable[[], float], steps_left: int | None, seconds_left: Callable[[], float | None]
     ) -> bool:
         """Compare what compiling saves in the steps that are left with what it costs."""
         if self.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
@@ -146,9 +150,12 @@ class Backend:
         if steps_left is not None and steps_left < 20:
             self.why.append(f"no compile: {steps_left} steps cannot repay it")
             return False
-        eager_s = min(time_step() for _ in range(3))
+        eager_s = self.eager_step_s = min(time_step() for _ in range(3))
+        begun_s = time.monotonic()
+        while (lasts_s := seconds_left()) == 0 and time.monotonic() - begun_s < _KNOWN_AFTER_S:
+            time_step()  # the power of the work tells how long a budget of energy lasts
         left_s = min(
-            seconds_left if seconds_left is not None else float("inf"),
+            lasts_s if lasts_s is not None else float("inf"),
             steps_left * eager_s if steps_left is not None else float("inf"),
         )
         pays = COMPILE_GAIN * left_s > COLD_COMPILE_S

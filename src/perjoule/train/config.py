@@ -52,7 +52,7 @@ class StopConfig(Config):
     epochs: float | None = Field(default=None, gt=0)
     tokens: PositiveInt | None = None
     seconds: Seconds | None = None
-    """Seconds of training, over all segments, start-up not counted."""
+    """Seconds of training, over all segments, with compiling, evaluations and checkpoints; start-up not counted."""
     energy: Joules | None = None
     """``50kJ``, ``2 kWh`` or a number of joules: all that the meters count, over all segments, start-up included."""
     carbon: Grams | None = None
@@ -72,6 +72,8 @@ class EvaluateConfig(Config):
 
     every_steps: PositiveInt | None = None
     """None: only at the end."""
+    every_epochs: float | None = Field(default=None, gt=0)
+    """Instead of ``every_steps``: 0.25 evaluates four times in an epoch."""
     batches: PositiveInt | None = 20
     """Batches of ``batch.size`` samples, from the start of the split; None: the whole split."""
     split: Literal["validation", "test", "ood"] = "validation"
@@ -83,6 +85,8 @@ class CheckpointConfig(Config):
 
     every_steps: PositiveInt | None = None
     """None: only at the end and when asked to stop."""
+    every_minutes: float | None = Field(default=None, gt=0)
+    """Also after so many minutes of training since the last checkpoint."""
     keep: PositiveInt = 2
     """How many of the newest are kept; the best ones are kept besides."""
     top: PositiveInt = 1
@@ -196,8 +200,10 @@ class TrainConfig(Config):
                 f"schedule.kind {self.schedule.kind!r} must know its last step: give stop.steps, stop.epochs, "
                 "stop.tokens or schedule.horizon_steps"
             )
-        if self.stop.patience and not self.evaluate.every_steps:
-            raise ValueError("stop.patience counts evaluations: give evaluate.every_steps as well")
+        if self.evaluate.every_steps and self.evaluate.every_epochs:
+            raise ValueError("give one of evaluate.every_steps and evaluate.every_epochs")
+        if self.stop.patience and not (self.evaluate.every_steps or self.evaluate.every_epochs):
+            raise ValueError("stop.patience counts evaluations: give evaluate.every_steps or evaluate.every_epochs")
         return self
 
     @model_validator(mode="after")

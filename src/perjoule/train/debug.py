@@ -37,10 +37,11 @@ def walk_data(stream: Stream, samples: Samples, config: TrainConfig, console: Co
     with Prefetcher(samples, stream.ranges(0), config.batch.workers) as batches:
         for batch in itertools.islice(batches, num_batches):
             tokens, useful, rows = tokens + batch.num_tokens, useful + batch.num_useful, rows + batch.num_samples
-    seconds = time.monotonic() - begun
+    seconds = max(time.monotonic() - begun, 1e-9)
+    ignored = f"{1 - useful / tokens:.2%} of the labels ignored" if tokens else "no labels"
     console.line(
         f"data: {rows} samples ({rows / stream.epoch_samples:.2f} epochs), {si(tokens)} tokens, "
-        f"{1 - useful / tokens:.2%} of the labels ignored, {si(tokens / seconds, 'tok/s')}"
+        f"{ignored}, {si(tokens / seconds, 'tok/s')}"
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from perjoule.data.contract import Batch
 from perjoule.measure.recorder import Recorder
 from perjoule.train.backend import Backend
+from perjoule.train.calendar import Calendar
 from perjoule.train.config import TrainConfig
 from perjoule.train.distributed import Ranks
 from perjoule.train.optimizer import Clipper
@@ -64,6 +65,7 @@ class Job:
         backend: precision and device.
         ranks: this process's place.
         goal: when it is over.
+        calendar: after which steps it evaluates and saves.
         signals: whether somebody asked to stop.
         on_step: takes the step's record; may print and write, never changes training.
         evaluate: measures the held-out loss; returns whether the state shall be saved.
@@ -80,6 +82,7 @@ class Job:
     backend: Backend
     ranks: Ranks
     goal: Goal
+    calendar: Calendar
     signals: SignalFlag
     on_step: Callable[[StepRecord], None]
     evaluate: Callable[[], bool]

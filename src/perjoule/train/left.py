@@ -18,6 +18,7 @@ from perjoule.measure.live import LiveEnergy
 from perjoule.outlook.live import BoundedSeries
 from perjoule.outlook.rest import Outlook, Past, Patience, Recurrent, guess_recurrent, look_ahead
 from perjoule.outlook.series import Span
+from perjoule.train.calendar import Calendar
 from perjoule.train.config import TrainConfig
 from perjoule.train.stopping import Goal, Progress
 
@@ -31,6 +32,7 @@ class Left:
 
     Args:
         config: of the run.
+        calendar: when it evaluates and saves.
         goal: when it ends.
         progress: where it is; shared with the loop.
         parameters: weights of the model.
@@ -41,13 +43,20 @@ class Left:
     def __init__(
         self,
         config: TrainConfig,
+        calendar: Calendar,
         goal: Goal,
         progress: Progress,
         parameters: int,
         held_out_samples: int | None,
         energy: LiveEnergy | None,
     ) -> None:
-        self._config, self._goal, self._progress, self._energy = config, goal, progress, energy
+        self._config, self._calendar, self._goal, self._progress, self._energy = (
+            config,
+            calendar,
+            goal,
+            progress,
+            energy,
+        )
         self._parameters, self._held_out = parameters, held_out_samples
         self._steps = BoundedSeries()
         self._evaluations, self._checkpoints, self._losses = BoundedSeries(), BoundedSeries(), list[float]()
@@ -99,7 +108,7 @@ class Left:
         if not len(step_s):
             return None
         watts = self._watts()
-        evaluate, stop = config.evaluate, config.stop
+        evaluate, stop, evaluate_every = config.evaluate, config.stop, self._calendar.evaluate_every_steps
         guesses = guess_recurrent(
             float(np.median(step_s)),
             batches=evaluate.batches if self._held_out else None,
@@ -107,8 +116,8 @@ class Left:
             parameters=self._parameters,
         )
         patience = None
-        if stop.patience is not None and evaluate.every_steps is not None:
-            patience = Patience(stop.patience, evaluate.every_steps, self._losses)
+        if stop.patience is not None and evaluate_every is not None:
+            patience = Patience(stop.patience, evaluate_every, self._losses)
         last = self._goal.last_step
         return look_ahead(
             Past(
@@ -119,7 +128,7 @@ class Left:
                 energy_block=self._steps.block,
                 mean_w=watts,
                 recurrent=(
-                    Recurrent(evaluate.every_steps, self._evaluations.means.tolist(), guesses[0]),
+                    Recurrent(evaluate_every, self._evaluations.means.tolist(), guesses[0]),
                     Recurrent(config.checkpoint.every_steps, self._checkpoints.means.tolist(), guesses[1]),
                 ),
                 steps_left={} if last is None else {"stop.steps": last - progress.step},

@@ -33,12 +33,14 @@ class Loop:
         self._on_cpu = job.backend.device.type == "cpu"
         self._pending: Pending | None = None
         self._last_read = progress.step
-        self._stop_agreed = False
+        self._used_up: str | None = None
+        self._stop_agreed = self._save_agreed = False
 
     def run(self) -> Ending:
         """Train; return why it ended, the same on every rank."""
         job, progress = self.job, self.progress
-        self._stop_agreed = any(job.ranks.gather(job.goal.used_up(progress)))  # nothing may be left of a resumed run
+        self._used_up = job.goal.used_up(progress, 1)  # nothing may be left of a resumed run
+        self._stop_agreed = any(job.ranks.gather(self._used_up))
         while (reason := job.goal.reached(progress)) is None and not self._stop_agreed:
             begun = time.perf_counter()
             job.recorder.step = progress.step + 1
@@ -50,7 +52,7 @@ class Loop:
         if reason is not None:
             return Ending(reason)
         # A signal may have reached one rank only, clocks differ, and one rank reads the budgets.
-        signals, reasons = zip(*job.ranks.gather((job.signals.received, job.goal.used_up(progress))), strict=True)
+        signals, reasons = zip(*job.ranks.gather((job.signals.received, self._used_up)), strict=True)
         received = next((signal for signal in signals if signal is not None), None)
         if received is not None:
             return Ending(f"stopped by {received.name}", received)
@@ -61,10 +63,11 @@ class Loop:
         job, progress = self.job, self.progress
         with self._data:
             batches = [next(job.batches) for _ in range(job.config.batch.accumulation)]
-            wants_stop = job.signals.received is not None or job.goal.used_up(progress) is not None
+            self._used_up = job.goal.used_up(progress, 2)  # this step is taken, and another would be
             counts = zip(*[(batch.num_samples, batch.num_tokens, batch.num_useful) for batch in batches], strict=True)
-            samples, tokens, useful, stop = job.ranks.totals(*map(sum, counts), int(wants_stop))
-            self._stop_agreed = stop > 0
+            wishes = (job.signals.received or self._used_up) is not None, job.calendar.time_to_save(progress)
+            samples, tokens, useful, *agreed = job.ranks.totals(*map(sum, counts), *map(int, wishes))
+            self._stop_agreed, self._save_agreed = (number > 0 for number in agreed)
             if useful == 0:
                 raise DataError(f"step {progress.step + 1}: every label of the batch is ignored; nothing to learn from")
         loss: torch.Tensor | None = None
@@ -135,13 +138,13 @@ class Loop:
 
     def _on_schedule(self) -> None:
         """Evaluate and save when their step has come."""
-        config, step = self.job.config, self.progress.step
-        save = bool(config.checkpoint.every_steps) and step % (config.checkpoint.every_steps or 1) == 0
-        if config.evaluate.every_steps and step % config.evaluate.every_steps == 0:
+        job, step = self.job, self.progress.step
+        save = job.calendar.saves(step) or self._save_agreed
+        if job.calendar.evaluates(step):
             self._settle()
             with self._evaluate:
-                save |= self.job.evaluate()
+                save |= job.evaluate()
         if save:
             self._settle()
             with self._save:
-                self.job.save()
+                job.save()

@@ -6,17 +6,20 @@ not known. Only a run that is to end at a budget refuses to start without a mete
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from perjoule.core.errors import MeterUnavailable
+from perjoule.core.units import J_PER_KWH
 from perjoule.measure.book import read_sensor
 from perjoule.measure.bridges.codecarbon import Referee
 from perjoule.measure.carbon import CarbonConfig, Intensity
@@ -183,15 +186,21 @@ class Metering:
         if not sources:
             missing = "; ".join(f"{kind}: {one.reason}" for kind, one in state.unavailable)
             raise MeterUnavailable(f"{what} needs a meter that gives energy, and there is none: {missing}")
+        lag_s = 1 / self.energy.rate_hz + _refresh_s(state)
         if stop.energy is not None:
-            yield Budget(stop.energy, "J", live.read, sources)
+            yield Budget(stop.energy, "J", live.read, sources, lag_s)
         if stop.carbon is not None:
             begins_with = self.intensity
             assert begins_with is not None  # this is the leading rank
             if isinstance(begins_with, Unavailable):
                 raise MeterUnavailable(f"stop.carbon needs the carbon intensity of the grid: {begins_with.reason}")
-            emitted = Emitted(live.read, lambda: self._g_per_kwh(begins_with))
-            yield Budget(stop.carbon, "gCO2e", emitted.read, f"{sources}; {begins_with.source}")
+            before_j = [0.0 if isinstance(one, Unavailable) else one for one in live.earlier_segments_j()]
+            before_g = sum(
+                joules / J_PER_KWH * self._earlier_g_per_kwh(segment, begins_with)
+                for segment, joules in enumerate(before_j)
+            )
+            emitted = Emitted(live.read, lambda: self._g_per_kwh(begins_with), sum(before_j), before_g)
+            yield Budget(stop.carbon, "gCO2e", emitted.read, f"{sources}; {begins_with.source}", lag_s)
 
     def _g_per_kwh(self, begins_with: Intensity) -> float:
         """Return the intensity in force, PUE included."""
@@ -199,6 +208,23 @@ class Metering:
         if self.carbon.is_live and len(fetched := read_carbon_series(self.run).g_per_kwh):
             g_per_kwh = float(fetched[-1])
         return self.carbon.pue * g_per_kwh
+
+    def _earlier_g_per_kwh(self, segment: int, otherwise: Intensity) -> float:
+        """Return the intensity that was in force while an earlier segment ran, PUE included.
+
+        Args:
+            segment: its number.
+            otherwise: stands in for one that nobody knows.
+        """
+        facts = folder.read_manifest(self.run)["segments"][segment]
+        known = facts.get("carbon") or {}
+        g_per_kwh, pue = known.get("g_per_kwh"), float(known.get("pue") or self.carbon.pue)
+        if self.carbon.is_live:
+            series = read_carbon_series(self.run)
+            begin, end = (_wall_s(facts.get(name)) for name in ("started", "ended"))
+            inside = series.g_per_kwh[(series.t_wall_s >= begin) & (series.t_wall_s <= end)]
+            g_per_kwh = float(inside.mean()) if len(inside) else g_per_kwh
+        return pue * float(otherwise.g_per_kwh if g_per_kwh is None else g_per_kwh)
 
     def stop(self) -> None:
         """End the sampler, which takes a last reading, and the referee. May be called twice."""
@@ -210,6 +236,17 @@ class Metering:
         if self.referee is not None:
             self.referee.stop(self.run, self.segment, self.node)
             self.referee = None
+
+
+def _wall_s(date: str | None) -> float:
+    """Return the seconds since 1970 of an ISO 8601 date; infinity without one, of a segment that was killed."""
+    return math.inf if date is None else datetime.fromisoformat(date).timestamp()
+
+
+def _refresh_s(state: SamplerState) -> float:
+    """Return how old a sensor's value may be when it is read."""
+    sensors = outermost([read_sensor(channel) for channel in state.channels])
+    return max((sensor.resolution_s for sensor in sensors), default=0.0)
 
 
 def _sources(state: SamplerState) -> str:

@@ -25,11 +25,14 @@ from perjoule.measure.config import EnergyConfig
 from perjoule.measure.machine import MachineProfile
 from perjoule.measure.overhead import AGAIN, Overhead, Ratio, store
 from perjoule.measure.recorder import FencePolicy
+from perjoule.models.contract import count_parameters
 from perjoule.models.transformer import TransformerConfig
 from perjoule.runs.folder import RunFolder
 from perjoule.train import backend as backends
+from perjoule.train.calendar import Calendar
 from perjoule.train.config import BackendConfig, BatchConfig, RecordConfig, StopConfig, TrainConfig
 from perjoule.train.console import Console
+from perjoule.train.costs import Costs
 from perjoule.train.distributed import Ranks
 from perjoule.train.job import Job
 from perjoule.train.loop import Loop
@@ -146,14 +149,15 @@ def _arms(folder: Path, device: torch.device, profile: MachineProfile, stack: Ex
     stream = Stream(base.batch, base.debug, Ranks(), samples.num_samples)
     batches = stack.enter_context(Prefetcher(samples, stream.ranges(0), 0))
     goal = Goal(base.stop, _ROWS, samples.num_samples, _ROWS * _SEQ_LEN)
+    calendar = Calendar(base.evaluate, base.checkpoint, _ROWS, samples.num_samples)
+    costs = Costs(progress, calendar, 0, count_parameters(module))
     arms = {}
     for name, sections in kinds.items():
         config = base.model_copy(update=sections)
         run = RunFolder.create(folder / name.replace(" ", "-"), "", {}, {})
         stack.callback(run.close)
-        session = Session(
-            config, run.path, run, Ranks(), Console(silent=True), backend, module, optimizer, stream, None, progress
-        )
+        parts = backend, module, optimizer, stream, None, progress, costs
+        session = Session(config, run.path, run, Ranks(), Console(silent=True), *parts)
         stack.callback(session.close)
         job = Job(
             config=config,
@@ -165,6 +169,7 @@ def _arms(folder: Path, device: torch.device, profile: MachineProfile, stack: Ex
             backend=backend,
             ranks=Ranks(),
             goal=goal,
+            calendar=calendar,
             signals=SignalFlag(),
             on_step=session.on_step(goal),
             evaluate=session.evaluate,

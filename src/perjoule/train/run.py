@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from perjoule.data.prefetch import Prefetcher
 from perjoule.data.tokenizer import TextTokenizer
 from perjoule.measure.machine import MachineProfile, process_age_s
 from perjoule.measure.recorder import Recorder
+from perjoule.models.contract import count_parameters
 from perjoule.models.weights import load_weights
 from perjoule.runs import checkpoints, folder
 from perjoule.runs.files import write_atomically
@@ -27,41 +29,24 @@ from perjoule.runs.folder import RunFolder
 from perjoule.train import backend as backends
 from perjoule.train import debug
 from perjoule.train.backend import Backend
+from perjoule.train.calendar import Calendar
 from perjoule.train.calibrate import calibrate
 from perjoule.train.checkpoint import restore
-from perjoule.train.config import BackendConfig, TrainConfig
+from perjoule.train.config import TrainConfig
 from perjoule.train.console import Console
+from perjoule.train.costs import Costs
 from perjoule.train.distributed import Ranks
 from perjoule.train.identity import changed_sections, check_same_data, check_same_run, data_facts, model_facts
 from perjoule.train.job import Job
 from perjoule.train.loop import Loop
+from perjoule.train.memory import check_fit, explained
 from perjoule.train.optimizer import Clipper
+from perjoule.train.resuming import TrainResult, backend_config, finished_before, say_done, was_finished
 from perjoule.train.session import Session
-from perjoule.train.stopping import Goal, Progress, SignalFlag
+from perjoule.train.stopping import FirstStepWatch, Goal, Interrupted, Progress, SignalFlag, ending_of
 from perjoule.train.stream import Stream
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended.
-
-    Args:
-        run: its folder; None if the run only walked over the data.
-        status: ``finished`` or ``stopped``.
-        reason: why.
-        step: optimizer steps taken.
-        held_out_loss: of the last evaluation in nats per token; None if there was none.
-        signal: number of the signal that stopped it, or None.
-    """
-
-    run: Path | None
-    status: str
-    reason: str
-    step: int
-    held_out_loss: float | None = None
-    signal: int | None = None
 
 
 def train(
@@ -88,10 +73,15 @@ def train(
     resolved = Resolved(anchored, resolved.sources)
     if resume is not None:
         check_same_run(resume, resolved)
+        if (done := finished_before(resume, resolved)) is not None:
+            say_done(console or Console(silent=os.environ.get("RANK", "0") != "0"), done)
+            return done
     ranks = Ranks.join(resolved.config.device)
     console = console or Console(silent=not ranks.leads)
     try:
-        return _Assembly(resolved, recipe, resume, ranks, console).execute()
+        with SignalFlag() as signals:
+            signals.nothing_to_lose = lambda: True
+            return _Assembly(resolved, recipe, resume, ranks, console, signals).run_to_the_end()
     finally:
         console.close()
         ranks.leave()
@@ -101,18 +91,41 @@ class _Assembly:
     """Builds the parts of a run in the order in which they need one another, and times the start-up."""
 
     def __init__(
-        self, resolved: Resolved[TrainConfig], recipe: str, resume: Path | None, ranks: Ranks, console: Console
+        self,
+        resolved: Resolved[TrainConfig],
+        recipe: str,
+        resume: Path | None,
+        ranks: Ranks,
+        console: Console,
+        signals: SignalFlag,
     ) -> None:
         self.resolved, self.config, self.recipe = resolved, resolved.config, recipe
-        self.resume, self.ranks, self.console = resume, ranks, console
+        self.resume, self.ranks, self.console, self.signals = resume, ranks, console, signals
+        self.path: Path | None = None
+        self.progress = Progress()
         self.startup_s = {"import": process_age_s()}
         self.profile = MachineProfile()
+
+    def run_to_the_end(self) -> TrainResult:
+        """Build, train, end; also if somebody asks to stop, or a budget is used up, while there is nothing to lose."""
+        try:
+            return self.execute()
+        except Interrupted as interrupted:
+            status, reason = ending_of(interrupted)
+            self.console.line(f"{status}: {reason}, at step {self.progress.step}")
+            return TrainResult(self.path, status, reason, self.progress.step, signal=interrupted.signal)
+        except (MemoryError, RuntimeError) as error:
+            raise self._explained(error) from None
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """Return one line in place of an error that says that memory was not enough."""
+        return explained(error, self.config.batch.size, self.config.batch.accumulation)
 
     def execute(self) -> TrainResult:
         """Build, train, end."""
         config, ranks = self.config, self.ranks
         device = _device(config.device, ranks)
-        settings = _backend_config(config, self.resume)
+        settings = backend_config(config, self.resume)
         early = backends.prepare(settings, ranks, self.profile)
         data = self._timed("data", self._build_data)
         samples = data.split("train")
@@ -126,11 +139,15 @@ class _Assembly:
         held_out = self._held_out(data)
         run = ranks.leader_does(lambda: self._open_folder(data, module))
         try:
-            path = ranks.from_leader(run.path if run else None)
+            path = self.path = ranks.from_leader(run.path if run else None)
             if ranks.leads:
                 self.console.log_to(path / folder.LOG)
             self.console.line(f"run {path}")
             return self._train(run, path, backend, module, stream, samples, held_out)
+        except BaseException as error:
+            if run is not None and run.manifest["status"] == folder.RUNNING:
+                run.end(*ending_of(self._explained(error)))
+            raise
         finally:
             if run is not None:
                 run.close()
@@ -154,6 +171,7 @@ class _Assembly:
     def _build_model(self, data: DataSet, backend: Backend) -> nn.Module:
         """Build the module from its own random stream, in the chosen type, with the given weights."""
         config = self.config
+        check_fit(config.model, data.shape, backend.device)
         torch.manual_seed(derive(config.seed, "model"))
         module: nn.Module = config.model.build(data.shape)  # type: ignore[attr-defined]
         if getattr(config.data, "mask_documents", False) and not getattr(module, "masks_documents", False):
@@ -174,7 +192,7 @@ class _Assembly:
         try:
             return data.split(section.split)
         except DataError as error:
-            if section.every_steps:
+            if section.every_steps or section.every_epochs:
                 raise
             self.console.line(f"held-out loss: not measured ({error})")
             return None
@@ -209,21 +227,32 @@ class _Assembly:
         first = samples.batch(0, rows)
         goal = Goal(config.stop, config.batch.size, stream.epoch_samples, config.batch.size * first.num_tokens // rows)
         optimizer = config.optimizer.build(module, bool(backend.settings["fused_optimizer"]))
-        progress = self._restore(module, optimizer)
+        progress = self.progress = self._restore(module, optimizer)
+        if self.resume is not None and (reason := goal.reached(progress)) and ranks.from_leader(was_finished(run)):
+            done = TrainResult(path, folder.FINISHED, reason, progress.step)
+            say_done(self.console, done)
+            return done
+        calendar = Calendar(
+            config.evaluate, config.checkpoint, config.batch.size, stream.epoch_samples, progress.seconds
+        )
+        batches = stream.num_held_out(held_out, config.evaluate.batches)
+        costs = Costs(progress, calendar, batches, count_parameters(module))
         session = Session(
-            config, path, run, ranks, self.console, backend, module, optimizer, stream, held_out, progress
+            config, path, run, ranks, self.console, backend, module, optimizer, stream, held_out, progress, costs
         )
         session.last_saved = progress.step or -1
         session.open()
         try:
-            metering = session.meter()
+            goal = replace(goal, budgets=session.meter().budgets(config.stop, ranks), costs=costs)
             called = self._timed("backend", lambda: self._called(session, first, goal))
+            costs.eager_step_s = backend.eager_step_s
+            if goal.budgets or config.stop.seconds is not None:
+                session.time_evaluation()
             self.startup_s["other"] = max(0.0, process_age_s() - sum(self.startup_s.values()))
             recorder = session.begin(self.profile, self.startup_s, goal.last_step)
-            goal = replace(goal, budgets=metering.budgets(config.stop, ranks))
             return self._loop(session, called, samples, goal, recorder)
         except BaseException as error:
-            session.fail(error)
+            session.fail(self._explained(error))
             raise
         finally:
             session.close()
@@ -232,13 +261,16 @@ class _Assembly:
         self, session: Session, called: nn.Module, samples: Samples, goal: Goal, recorder: Recorder
     ) -> TrainResult:
         """Train from where the progress is to the end."""
-        config, progress, module = self.config, session.progress, session.module
+        config, progress, module, signals = self.config, session.progress, session.module, self.signals
+        first = progress.step
+        signals.nothing_to_lose = lambda: self.ranks.world_size == 1 and progress.step == first
+        session.asked_to_stop = lambda: signals.received is not None
 
         def read_on() -> Prefetcher:
             return Prefetcher(samples, session.stream.ranges(progress.samples), config.batch.workers)
 
         with (
-            SignalFlag() as signals,
+            FirstStepWatch(goal, progress, signals),
             read_on() as batches,
             torch.autograd.set_detect_anomaly(config.debug.anomaly_detection),
         ):
@@ -252,6 +284,7 @@ class _Assembly:
                 backend=session.backend,
                 ranks=self.ranks,
                 goal=goal,
+                calendar=session.costs.calendar,
                 signals=signals,
                 on_step=session.on_step(goal),
                 evaluate=session.evaluate,
@@ -268,7 +301,7 @@ class _Assembly:
             self.console.begin()
             ending = Loop(job, progress).run()
             status = folder.STOPPED if ending.signal else folder.FINISHED
-            session.end(recorder, status, ending.reason)
+            session.end(recorder, status, ending.reason, goal)
         return TrainResult(session.path, status, ending.reason, progress.step, session.last_loss, ending.signal)
 
     def _called(self, session: Session, first: Batch, goal: Goal) -> nn.Module:
@@ -305,17 +338,6 @@ class _Assembly:
             self.console.line("this run has more ranks than before: the new ones start their random states afresh")
         self.console.line(f"continues after step {progress.step}, from {newest}")
         return progress
-
-
-def _backend_config(config: TrainConfig, resume: Path | None) -> BackendConfig:
-    """Return the backend section; a resumed run repeats what was chosen before, except what is now set by hand."""
-    if resume is None:
-        return config.backend
-    segments = folder.read_manifest(resume)["segments"]
-    given = config.backend.model_dump(exclude={"preset"})
-    # A segment that failed early has chosen nothing.
-    chosen: dict[str, Any] = next((one["backend"]["chosen"] for one in reversed(segments) if "backend" in one), {})
-    return BackendConfig(**{**chosen, **{key: value for key, value in given.items() if value != "auto"}})
 
 
 def _device(name: str, ranks: Ranks) -> torch.device:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from perjoule.core import phases
 from perjoule.core.errors import PerjouleError
 from perjoule.data.contract import Samples
-from perjoule.evaluate.loss import HeldOutLoss, held_out_loss
+from perjoule.evaluate.loss import HeldOutLoss, evaluating, held_out_loss
 from perjoule.measure.bridges.stats_name import build_stats
 from perjoule.measure.bridges.trainer_stats import HookedRecorder, StatsBridge
 from perjoule.measure.bursts import phase_names
@@ -32,14 +33,15 @@ from perjoule.runs import checkpoints, folder
 from perjoule.runs.folder import RunFolder
 from perjoule.runs.journal import JournalWriter
 from perjoule.train.backend import Backend
-from perjoule.train.checkpoint import Checkpointer, Saved, random_state
+from perjoule.train.checkpoint import Checkpointer, Saved, random_state, restore_random_state
 from perjoule.train.config import TrainConfig
 from perjoule.train.console import Console
+from perjoule.train.costs import Costs
 from perjoule.train.distributed import Ranks
 from perjoule.train.job import StepRecord
 from perjoule.train.left import Left
 from perjoule.train.metering import Metering, Place
-from perjoule.train.stopping import Goal, Progress
+from perjoule.train.stopping import GivenUp, Goal, Progress, ending_of, until
 from perjoule.train.stream import Stream
 
 
@@ -59,6 +61,7 @@ class Session:
         stream: cuts the held-out split.
         held_out: the split to evaluate on; None if it is too short.
         progress: where the run is; shared with the loop.
+        costs: learns what its parts take; knows when it evaluates and saves.
     """
 
     config: TrainConfig
@@ -72,6 +75,7 @@ class Session:
     stream: Stream
     held_out: Samples | None
     progress: Progress
+    costs: Costs
     last_loss: float | None = None
     last_evaluated: int = -1
     last_saved: int = -1
@@ -84,6 +88,7 @@ class Session:
         self.recorder: Recorder | None = None
         self.bridge: StatsBridge | None = None
         self.left: Left | None = None
+        self.asked_to_stop: Callable[[], bool] = lambda: False
         self._unsaved_evaluation = False
         section = self.config.checkpoint
         self.checkpointer = Checkpointer(
@@ -101,6 +106,7 @@ class Session:
                     "first_step": self.progress.step + 1,
                     "warmup_steps": self.config.record.warmup_steps,
                     "fence": self.config.record.fence.value,
+                    "stop": self.config.stop.model_dump(mode="json"),
                 }
             )
         self.segment = self.ranks.from_leader(self.folder.segment if self.folder else None)
@@ -231,6 +237,7 @@ class Session:
         metered = self.metering is not None and self.metering.sampler is not None
         return Left(
             self.config,
+            self.costs.calendar,
             goal,
             self.progress,
             parameters=sum(weight.numel() for weight in self.module.parameters()),
@@ -239,16 +246,38 @@ class Session:
         )
 
     def measure_held_out(self) -> HeldOutLoss:
-        """Measure the held-out loss, and note nothing."""
+        """Measure the held-out loss, and note nothing.
+
+        Raises:
+            GivenUp: if somebody asks to stop meanwhile; not where other ranks would wait.
+        """
         assert self.held_out is not None
         batches = self.stream.held_out(self.held_out, self.config.evaluate.batches)
+        if self.ranks.world_size == 1:
+            batches = until(self.asked_to_stop, batches)
         with self.backend.autocast():
             return held_out_loss(self.module, batches, self.backend.to_device, self.ranks.total)
+
+    def time_evaluation(self) -> None:
+        """Time one held-out batch, so that a budget keeps back what the last evaluation will cost."""
+        if self.held_out is None or self.ranks.world_size > 1:  # other ranks need not agree on what was seen
+            return
+        state = random_state()
+        with torch.no_grad(), evaluating(self.module), self.backend.autocast():
+            for batch in islice(self.stream.held_out(self.held_out, 2), 2):  # the first one allocates
+                begun = time.perf_counter()
+                self.module(self.backend.to_device(batch.tensors)).loss.item()
+                self.costs.evaluation_batch_s = time.perf_counter() - begun
+        restore_random_state(state)
 
     def evaluate(self) -> bool:
         """Measure the held-out loss and take note of it; return whether its state shall be saved as the best."""
         section, progress, begun = self.config.evaluate, self.progress, time.perf_counter()
-        result = self.measure_held_out()
+        try:
+            result = self.measure_held_out()
+        except GivenUp:
+            self.console.line(f"step {progress.step}: {section.split} loss: not measured: asked to stop")
+            return False
         self.last_loss, self.last_evaluated = result.loss, progress.step
         best = progress.saw_held_out_loss(result.loss, self.config.checkpoint.top)
         self._unsaved_evaluation = True
@@ -261,6 +290,7 @@ class Session:
                 tokens=result.useful,
                 seconds=result.seconds,
             )
+        self.costs.evaluated(time.perf_counter() - begun)
         if self.left is not None:
             self.left.evaluated(time.perf_counter() - begun, result.loss)
         mark = " (best so far)" if best else ""
@@ -277,11 +307,14 @@ class Session:
         elif self._unsaved_evaluation and self.folder is not None:
             self.checkpointer.restate(progress)
         self.last_saved, self._unsaved_evaluation = progress.step, False
+        self.costs.calendar.saved_s = progress.seconds
+        self.costs.blocked(time.perf_counter() - begun)
         if self.left is not None:
             self.left.saved(time.perf_counter() - begun)
 
     def _saved(self, saved: Saved) -> None:
         """Record a checkpoint that is on the disk. Called from the writing thread."""
+        self.costs.saved(saved.blocked_s, saved.write_s)
         if self.folder is not None:
             self.folder.append_event(
                 "checkpoint",
@@ -293,12 +326,18 @@ class Session:
                 best=checkpoints.best_step(self.folder.checkpoints) == saved.step,
             )
 
-    def end(self, recorder: Recorder, status: str, reason: str) -> None:
+    def end(self, recorder: Recorder, status: str, reason: str, goal: Goal) -> None:
         """Evaluate once more unless asked to stop, save the last state, stop metering, write how the segment ended."""
-        progress = self.progress
+        progress, costs, begun = self.progress, self.costs, time.perf_counter()
         if self.held_out is not None and status == folder.FINISHED and self.last_evaluated != progress.step:
-            with recorder.phase(phases.EVALUATE):
-                self.evaluate()
+            room = self.ranks.from_leader(goal.has_room(progress, costs.evaluation_s + costs.checkpoint_s))
+            if room:
+                with recorder.phase(phases.EVALUATE):
+                    self.evaluate()
+            else:
+                self.console.line(f"{self.config.evaluate.split} loss: not measured: the budget leaves no room for it")
+        progress.seconds += time.perf_counter() - begun
+        begun = time.perf_counter()
         if self.last_saved != progress.step or self._unsaved_evaluation:
             with recorder.phase(phases.CHECKPOINT):
                 self.save()
@@ -306,6 +345,7 @@ class Session:
         if self.bridge is not None:
             self.bridge.end()
         self.close()
+        progress.seconds += time.perf_counter() - begun
         if self.folder is not None:
             self.folder.end(status, reason, last_step=progress.step, seconds=progress.seconds)
         self.console.line(f"{status}: {reason}, at step {progress.step}")
@@ -325,10 +365,9 @@ class Session:
         """Write why the run ended early, as far as that is still possible."""
         if self.bridge is not None:
             self._end_stats(self.bridge)
-        if self.folder is None or not self.folder.manifest["segments"]:
+        if self.folder is None:
             return
-        reason = str(error) if isinstance(error, PerjouleError) else f"{type(error).__name__}: {error}"
-        status = folder.STOPPED if isinstance(error, KeyboardInterrupt) else folder.FAILED
+        status, reason = ending_of(error)
         try:
             self.checkpointer.wait()
             self.close()

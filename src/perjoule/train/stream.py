@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -68,6 +69,13 @@ class Stream:
             epoch, offset = divmod(position, self.epoch_samples)
             return epoch * self.samples_per_epoch + offset
         return position
+
+    def num_held_out(self, samples: Samples | None, batches: int | None) -> int:
+        """Return the batches of this rank that :meth:`held_out` yields; 0 without a split."""
+        if samples is None:
+            return 0
+        total = min(samples.num_samples, batches * self.batch.size) if batches else samples.num_samples
+        return math.ceil(total / (self.rows * self.ranks.world_size))
 
     def held_out(self, samples: Samples, batches: int | None) -> Iterator[Batch]:
         """Yield this rank's part of the first ``batches`` batches of a split, or of all of it."""

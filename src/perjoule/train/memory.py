@@ -1,0 +1,80 @@
+"""Memory: whether a model fits before it is built, and what to do when it was not enough."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import torch
+from torch import nn
+
+from perjoule.core.errors import ConfigError, OutOfMemory
+from perjoule.core.limits import available_bytes
+from perjoule.core.units import byte_size
+from perjoule.models.contract import count_parameters
+
+_BYTES_PER_WEIGHT = 16
+"""Weight, gradient and the two moments of Adam, in float32."""
+_HINTS = "can't allocate memory", "DefaultCPUAllocator", "not enough memory", "out of memory", "Cannot allocate memory"
+_TOO_LARGE = "overflow", "invalid shape", "too large", "exceeds", "Trying to create tensor with negative dimension"
+
+
+def check_fit(config: Any, shape: Any, device: torch.device) -> None:
+    """Refuse a model that cannot be trained in the memory that is there, before any of it is taken.
+
+    Args:
+        config: of the model; ``build(shape)`` makes it.
+        shape: sizes of the data.
+        device: where it will be trained.
+
+    Raises:
+        ConfigError: if weights, gradients and the optimizer's state do not fit.
+    """
+    try:
+        with torch.device("meta"):
+            model: nn.Module = config.build(shape)
+        weights = count_parameters(model)
+    except (RuntimeError, OverflowError, MemoryError, ValueError) as error:
+        if any(hint in str(error) for hint in (*_TOO_LARGE, *_HINTS)) or isinstance(error, OverflowError | MemoryError):
+            raise ConfigError(f"model: its sizes are too large for any machine: {_first_line(error)}") from error
+        return  # it cannot be built without memory; the real attempt will say what is wrong with it
+    except Exception:  # an adapter of a zoo may want to compute something as it is built
+        return
+    needed = weights * _BYTES_PER_WEIGHT
+    there, what = _free_bytes(device)
+    if needed > there:
+        raise ConfigError(
+            f"model: {weights:,} weights need {byte_size(needed)} with gradients and optimizer, and {what} has "
+            f"{byte_size(there)} left; make the model or the vocabulary smaller"
+        )
+
+
+def _free_bytes(device: torch.device) -> tuple[int, str]:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]), str(device)
+    return available_bytes(), "this machine (or its container)"
+
+
+def explained(error: BaseException, batch_size: int, accumulation: int) -> BaseException:
+    """Return one line about memory that was not enough, in place of the error that says so; any other error itself.
+
+    Args:
+        error: what was raised.
+        batch_size: samples of a step.
+        accumulation: micro-batches of a step.
+    """
+    is_it = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(hint in str(error) for hint in _HINTS)
+    )
+    if not is_it:
+        return error
+    traceback.clear_frames(error.__traceback__)  # what they hold is needed for the end of the run
+    return OutOfMemory(
+        f"out of memory: {_first_line(error) or 'the system gave no more'}; use a smaller batch.size "
+        f"(now {batch_size}), a larger batch.accumulation (now {accumulation}), or a smaller model"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else ""
