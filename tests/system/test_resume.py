@@ -55,7 +55,7 @@ def test_a_finished_run_that_is_resumed_takes_no_step_and_stays_finished(half: P
     assert (result.status, result.step) == ("finished", 7)
     assert losses(half) == before
     run = load_run(half)
-    assert (run.status, len(run.segments), run.warnings) == ("finished", 2, ())
+    assert (run.status, len(run.segments), run.warnings) == ("finished", 1, ())
 
 
 def test_another_configuration_is_refused_and_every_difference_named(half: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so(half: Path) -> None:
     for step in (4, 6, 7):
         damage(checkpoint(half, step) / "state.json")
     with pytest.raises(CheckpointError, match=r"^all 3 checkpoints in .* are damaged; start the run anew$"):
-        resume(half)
+        resume(half, f"stop.steps={STEPS}")
     assert len(load_run(half).steps) == 7
 
 
