@@ -118,12 +118,12 @@ def test_activations_computed_again_give_the_same_gradients(kind: str) -> None:
     model, ids = new_model(kind).train(), tokens()
     grads, count = [], 0
 
-    def counted(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+    def counted(module: torch.nn.Module, inputs: Any) -> None:
         nonlocal count
         count += 1
 
-    model.model.norm.register_forward_hook(counted)
-    model.model.blocks[0].ffn.register_forward_hook(counted)
+    model.model.norm.register_forward_pre_hook(counted)
+    model.model.blocks[0].ffn.register_forward_pre_hook(counted)
     for again in (False, True):
         if again:
             model.gradient_checkpointing_enable()
@@ -163,7 +163,8 @@ def test_arguments_that_transformers_sends_along_are_ignored() -> None:
 @pytest.mark.parametrize("settings", [{"cache_implementation": "static"}, {"cache_implementation": "offloaded"}])
 def test_other_kinds_of_cache_are_refused(settings: dict[str, Any]) -> None:
     model = new_model("transformer")
-    for named in (settings, {"generation_config": GenerationConfig(**settings)}):
+    config: Any = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
+    for named in (settings, {"generation_config": config}):
         with pytest.raises(ConfigError, match=r"cache_implementation \w+: PerjouleTransformerForCausalLM has a cache"):
             model.generate(tokens(), max_new_tokens=2, **named)
 

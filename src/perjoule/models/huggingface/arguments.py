@@ -44,14 +44,13 @@ def check_arguments(name: str, named: Mapping[str, Any], attentions: bool | None
             )
 
 
-def check_labels(name: str, labels: Tensor, batch: int, columns: int, adapters: Mapping[str, Any]) -> None:
+def check_labels(name: str, labels: Tensor, tokens: Tensor, adapters: Mapping[str, Any]) -> None:
     """Refuse labels that are not those of a language model.
 
     Args:
         name: of the class, for the message.
         labels: as they were given.
-        batch: rows of the input.
-        columns: of the input.
+        tokens: of the input.
         adapters: PEFT's configurations by their names.
 
     Raises:
@@ -64,8 +63,10 @@ def check_labels(name: str, labels: Tensor, batch: int, columns: int, adapters: 
                 f"{name} learns the next token only, and cannot learn a PEFT task_type {task}; "
                 f"accepted: {', '.join(sorted(LANGUAGE_TASKS))}"
             )
-    if labels.shape != (batch, columns):
-        raise ConfigError(f"labels have shape {tuple(labels.shape)}; accepted: that of the tokens, {(batch, columns)}")
+    if labels.shape != tokens.shape[:2]:
+        raise ConfigError(
+            f"labels have shape {tuple(labels.shape)}; accepted: that of the tokens, {tuple(tokens.shape[:2])}"
+        )
 
 
 def tokens_of(

@@ -116,7 +116,7 @@ class PerjouleForCausalLM(PerjoulePreTrainedModel):  # type: ignore[no-untyped-c
             )
         check_arguments(name, named, self.config.output_attentions if output_attentions is None else output_attentions)
         tokens = tokens_of(input_ids, inputs_embeds)
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        wanted = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
         if past_key_values is not None:
             output = self._continue(tokens, attention_mask, past_key_values, labels, wanted)
         else:
@@ -128,12 +128,12 @@ class PerjouleForCausalLM(PerjoulePreTrainedModel):  # type: ignore[no-untyped-c
                 raise ConfigError("there is no cache of several documents; accepted: use_cache=False")
             if use_cache and last_only and targets is None and not wanted and not torch.is_grad_enabled():
                 next_logits, cache = self._read(tokens, rows)
-                output = CausalLMOutputWithPast(logits=next_logits[:, None], past_key_values=cache)
+                output = CausalLMOutputWithPast(logits=next_logits[:, None], past_key_values=cache)  # type: ignore[arg-type]
             else:
                 output = self._whole(tokens, rows, documents, targets, wanted)
                 output.loss = divided(output.loss, targets, named.get("num_items_in_batch"))
                 if use_cache:
-                    output.past_key_values = self._read(tokens, rows)[1]
+                    output.past_key_values = self._read(tokens, rows)[1]  # type: ignore[assignment]
         output.logits = kept_logits(output.logits, logits_to_keep)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
@@ -147,7 +147,7 @@ class PerjouleForCausalLM(PerjoulePreTrainedModel):  # type: ignore[no-untyped-c
         if judged is None:
             return None
         # PEFT leaves its configurations at the model that it changes.
-        check_labels(type(self).__name__, judged, *tokens.shape[:2], getattr(self, "peft_config", {}))
+        check_labels(type(self).__name__, judged, tokens, getattr(self, "peft_config", {}))
         return targets_of(judged.to(tokens.device), rows, shifted is not None)
 
     def _whole(
@@ -163,7 +163,7 @@ class PerjouleForCausalLM(PerjoulePreTrainedModel):  # type: ignore[no-untyped-c
         return CausalLMOutputWithPast(
             loss=None if targets is None else output.loss,
             logits=logits,
-            hidden_states=tuple(states) if with_states else None,  # type: ignore[arg-type]  # for any number of layers
+            hidden_states=tuple(states) if with_states else None,
         )
 
     def _run(self, tokens: Tensor, targets: Tensor | None, documents: Tensor | None) -> Output:
@@ -218,7 +218,7 @@ class PerjouleForCausalLM(PerjoulePreTrainedModel):  # type: ignore[no-untyped-c
         return CausalLMOutputWithPast(
             logits=torch.stack(logits, 1),
             past_key_values=cache,  # type: ignore[arg-type]  # it has what is asked for, and is no list of layers
-            hidden_states=tuple(torch.cat(layer, 1) for layer in zip(*found, strict=True)) if with_states else None,  # type: ignore[arg-type]
+            hidden_states=tuple(torch.cat(layer, 1) for layer in zip(*found, strict=True)) if with_states else None,
         )
 
     def blocks_and_norm(self) -> tuple[Sequence[nn.Module], nn.Module, str | None]:

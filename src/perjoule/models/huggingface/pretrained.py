@@ -30,11 +30,11 @@ __all__ = ["{config}", "{model}"]
 '''
 
 
-class CheckpointedBlock(GradientCheckpointingLayer, Block):  # type: ignore[misc]
+class CheckpointedBlock(GradientCheckpointingLayer, Block):  # type: ignore[no-untyped-call]
     """A block whose activations transformers may compute again in the backward pass, as ``Trainer`` can ask for."""
 
 
-class CheckpointedRetNetBlock(GradientCheckpointingLayer, RetNetBlock):  # type: ignore[misc]
+class CheckpointedRetNetBlock(GradientCheckpointingLayer, RetNetBlock):  # type: ignore[no-untyped-call]
     """The same of a RetNet."""
 
 
@@ -61,8 +61,8 @@ class PerjoulePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["Block", *(block.__name__ for block in CHECKPOINTED.values())]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _no_split_modules = ["Block", *(block.__name__ for block in CHECKPOINTED.values())]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _is_stateful = True  # what was read cannot be taken back, so that `generate` refuses assisted decoding
 
     def __init__(self, config: PerjouleConfig | str | Path | None = None) -> None:
