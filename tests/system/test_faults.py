@@ -61,7 +61,10 @@ def text(folder: Path, *documents: str) -> Path:
         ("data.tokenizer.vocab_size=100", "data.tokenizer.vocab_size: must be at least 258 (256 bytes and 2 special"),
         ("batch.accumulation=3", "batch: size 4 must be a multiple of accumulation 3"),
         ("stop={patience: 3}", "stop: give at least one of steps, epochs, tokens, seconds"),
-        ("stop.patience=3", "the recipe: stop.patience counts evaluations: give evaluate.every_steps or evaluate.every_epochs"),
+        (
+            "stop.patience=3",
+            "the recipe: stop.patience counts evaluations: give evaluate.every_steps or evaluate.every_epochs",
+        ),
         ("device=tpu", "device: must be cpu, cuda, or cuda and a number, such as cuda:1"),
         ("device=cuda", "device cuda does not exist here; accepted: cpu (torch sees no CUDA device)"),
         ("device=cuda:1", "device cuda:1 does not exist here; accepted: cpu (torch sees no CUDA device)"),

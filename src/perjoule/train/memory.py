@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from perjoule.core.errors import ConfigError, OutOfMemory
 from perjoule.core.limits import available_bytes
 from perjoule.core.units import byte_size
+from perjoule.measure.contract import Meter, Unavailable
 from perjoule.models.contract import count_parameters
 
 _BYTES_PER_WEIGHT = 16
@@ -78,3 +80,21 @@ def explained(error: BaseException, batch_size: int, accumulation: int) -> BaseE
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else ""
+
+
+class MemoryReading:
+    """Reads the memory meter at most ten times a second; a reading costs as much as the rest of a step's record."""
+
+    def __init__(self, meter: Meter | Unavailable) -> None:
+        self._meter = meter
+        self._next_s = 0.0
+        self._text = "null"
+
+    def json(self) -> str:
+        """Return the last reading, or null."""
+        now = time.monotonic()
+        if now >= self._next_s and not isinstance(self._meter, Unavailable):
+            self._next_s = now + 0.1
+            reading = self._meter.read()
+            self._text = "null" if isinstance(reading, Unavailable) else str(reading)
+        return self._text

@@ -40,6 +40,7 @@ from perjoule.train.costs import Costs
 from perjoule.train.distributed import Ranks
 from perjoule.train.job import StepRecord
 from perjoule.train.left import Left
+from perjoule.train.memory import MemoryReading
 from perjoule.train.metering import Metering, Place
 from perjoule.train.stopping import GivenUp, Goal, Progress, ending_of, until
 from perjoule.train.stream import Stream
@@ -205,7 +206,7 @@ class Session:
     def on_step(self, goal: Goal) -> Callable[[StepRecord], None]:
         """Return what the loop calls after each step: one line of metrics, and the progress display."""
         run = self.folder if self.config.record.enabled else None
-        console, progress, segment, memory = self.console, self.progress, self.segment, _Memory(self.memory)
+        console, progress, segment, memory = self.console, self.progress, self.segment, MemoryReading(self.memory)
         left = self.left = self._left(goal)
         describe = left.text if left is not None else lambda: ""
         take_loss = self.bridge.take_loss if self.bridge is not None else None
@@ -386,21 +387,3 @@ class Session:
 def _without_infinities(record: StepRecord) -> dict[str, float | None]:
     """Return a record's fields with null where a number is not finite, which JSON cannot say."""
     return {name: value if math.isfinite(value) else None for name, value in record._asdict().items()}
-
-
-class _Memory:
-    """Reads the memory meter at most ten times a second; a reading costs as much as the rest of a step's record."""
-
-    def __init__(self, meter: Meter | Unavailable) -> None:
-        self._meter = meter
-        self._next_s = 0.0
-        self._text = "null"
-
-    def json(self) -> str:
-        """Return the last reading, or null."""
-        now = time.monotonic()
-        if now >= self._next_s and not isinstance(self._meter, Unavailable):
-            self._next_s = now + 0.1
-            reading = self._meter.read()
-            self._text = "null" if isinstance(reading, Unavailable) else str(reading)
-        return self._text
