@@ -306,7 +306,7 @@ def _report_throughput(workload: Workload, found: dict[str, list[Trained]], peak
     backend = Backend(torch.device("cpu"), {"compile": "auto"})
     # An eager step takes longer than the compiled one, so what pays for this one pays for that one.
     pays = next(steps for steps in count(100, 100) if _would_compile(min(auto), steps))
-    backend.compiled(nn.Identity(), lambda: min(auto), pays, None)
+    backend.compiled(nn.Identity(), lambda: min(auto), pays, lambda: None)
     print(f"auto was compiled because the recipe said so; by itself it compiles from {pays} steps on at the latest")
     print(backend.why[-1])
 
@@ -314,7 +314,7 @@ def _report_throughput(workload: Workload, found: dict[str, list[Trained]], peak
 def _would_compile(step_s: float, steps: int) -> bool:
     """Return what ``backend.compile: auto`` decides for a run of this many steps."""
     backend = Backend(torch.device("cpu"), {"compile": "auto"})
-    backend.compiled(nn.Identity(), lambda: step_s, steps, None)
+    backend.compiled(nn.Identity(), lambda: step_s, steps, lambda: None)
     return bool(backend.settings["compile"])
 
 

@@ -23,6 +23,7 @@ from perjoule.runs.folder import RunFolder
 from perjoule.train import backend as backends
 from perjoule.train.config import BackendConfig, TrainConfig
 from perjoule.train.console import Console
+from perjoule.train.costs import Costs
 from perjoule.train.distributed import Ranks
 from perjoule.train.job import Job
 from perjoule.train.loop import Loop
@@ -156,9 +157,9 @@ class OpenRun:
         stream = Stream(recipe.batch, recipe.debug, ranks, workload.samples.num_samples)
         self.folder = RunFolder.create(path, "", {}, {})
         console.log_to(path / folder.LOG)
-        self.session = Session(
-            recipe, path, self.folder, ranks, console, backend, module, optimizer, stream, None, progress
-        )
+        costs = Costs.of(recipe, progress, stream, None, module)
+        parts = backend, module, optimizer, stream, None, progress, costs
+        self.session = Session(recipe, path, self.folder, ranks, console, *parts)
         self.recorder: Recorder = self.session.begin(profile, {})
         self.console = console
         self.on_step = self.session.on_step(goal)
@@ -172,6 +173,7 @@ class OpenRun:
             backend=backend,
             ranks=ranks,
             goal=goal,
+            calendar=costs.calendar,
             signals=SignalFlag(),
             on_step=self.on_step,
             evaluate=self.session.evaluate,

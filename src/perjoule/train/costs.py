@@ -9,8 +9,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from torch import nn
+
+from perjoule.data.contract import Samples
+from perjoule.models.contract import count_parameters
 from perjoule.train.calendar import Calendar
+from perjoule.train.config import TrainConfig
 from perjoule.train.stopping import Progress
+from perjoule.train.stream import Stream
 
 SPARE = 1.1
 """How much longer than the longest of the last ones the next one may take."""
@@ -45,6 +51,17 @@ class Costs:
     _evaluation_s: float | None = None
     _checkpoint_s: float | None = None
     _besides_s: float = 0.0
+
+    @classmethod
+    def of(
+        cls, config: TrainConfig, progress: Progress, stream: Stream, held_out: Samples | None, model: nn.Module
+    ) -> Costs:
+        """Return the costs of a run that has cost nothing yet."""
+        calendar = Calendar(
+            config.evaluate, config.checkpoint, config.batch.size, stream.epoch_samples, progress.seconds
+        )
+        batches = stream.num_held_out(held_out, config.evaluate.batches)
+        return cls(progress, calendar, batches, count_parameters(model))
 
     def __post_init__(self) -> None:
         self._seen, self._seen_s = self.progress.step, self.progress.seconds

@@ -25,11 +25,9 @@ from perjoule.measure.config import EnergyConfig
 from perjoule.measure.machine import MachineProfile
 from perjoule.measure.overhead import AGAIN, Overhead, Ratio, store
 from perjoule.measure.recorder import FencePolicy
-from perjoule.models.contract import count_parameters
 from perjoule.models.transformer import TransformerConfig
 from perjoule.runs.folder import RunFolder
 from perjoule.train import backend as backends
-from perjoule.train.calendar import Calendar
 from perjoule.train.config import BackendConfig, BatchConfig, RecordConfig, StopConfig, TrainConfig
 from perjoule.train.console import Console
 from perjoule.train.costs import Costs
@@ -149,8 +147,7 @@ def _arms(folder: Path, device: torch.device, profile: MachineProfile, stack: Ex
     stream = Stream(base.batch, base.debug, Ranks(), samples.num_samples)
     batches = stack.enter_context(Prefetcher(samples, stream.ranges(0), 0))
     goal = Goal(base.stop, _ROWS, samples.num_samples, _ROWS * _SEQ_LEN)
-    calendar = Calendar(base.evaluate, base.checkpoint, _ROWS, samples.num_samples)
-    costs = Costs(progress, calendar, 0, count_parameters(module))
+    costs = Costs.of(base, progress, stream, None, module)
     arms = {}
     for name, sections in kinds.items():
         config = base.model_copy(update=sections)
@@ -169,7 +166,7 @@ def _arms(folder: Path, device: torch.device, profile: MachineProfile, stack: Ex
             backend=backend,
             ranks=Ranks(),
             goal=goal,
-            calendar=calendar,
+            calendar=costs.calendar,
             signals=SignalFlag(),
             on_step=session.on_step(goal),
             evaluate=session.evaluate,

@@ -21,7 +21,6 @@ from perjoule.data.prefetch import Prefetcher
 from perjoule.data.tokenizer import TextTokenizer
 from perjoule.measure.machine import MachineProfile, process_age_s
 from perjoule.measure.recorder import Recorder
-from perjoule.models.contract import count_parameters
 from perjoule.models.weights import load_weights
 from perjoule.runs import checkpoints, folder
 from perjoule.runs.files import write_atomically
@@ -29,7 +28,6 @@ from perjoule.runs.folder import RunFolder
 from perjoule.train import backend as backends
 from perjoule.train import debug
 from perjoule.train.backend import Backend
-from perjoule.train.calendar import Calendar
 from perjoule.train.calibrate import calibrate
 from perjoule.train.checkpoint import restore
 from perjoule.train.config import TrainConfig
@@ -232,11 +230,7 @@ class _Assembly:
             done = TrainResult(path, folder.FINISHED, reason, progress.step)
             say_done(self.console, done)
             return done
-        calendar = Calendar(
-            config.evaluate, config.checkpoint, config.batch.size, stream.epoch_samples, progress.seconds
-        )
-        batches = stream.num_held_out(held_out, config.evaluate.batches)
-        costs = Costs(progress, calendar, batches, count_parameters(module))
+        costs = Costs.of(config, progress, stream, held_out, module)
         session = Session(
             config, path, run, ranks, self.console, backend, module, optimizer, stream, held_out, progress, costs
         )
