@@ -174,7 +174,8 @@ def test_prompts_come_from_the_command_line_first_and_then_from_a_file(run: Path
     [
         ("a.txt", "one\r\ntwo \n", ["one", "two "]),
         ("a.jsonl", '{"prompt": "one", "more": 1}\n\n{"prompt": ""}\n', ["one", ""]),
-        ("a.csv", '\ufeffid,prompt\n1,one\n2,"t,w\no"\n3\n', ["one", "t,w\no", ""]),
+        ("a.csv", '\ufeffid,prompt\n1,one\n2,"t,w\no"\n3,\n', ["one", "t,w\no", ""]),
+        ("a.csv", "id,prompt\r\n1,a \u2028line\r\n", ["a \u2028line"]),
     ],
 )
 def test_files_of_prompts(tmp_path: Path, name: str, content: str, prompts: list[str]) -> None:
@@ -186,14 +187,18 @@ def test_files_of_prompts(tmp_path: Path, name: str, content: str, prompts: list
     ("name", "content", "message"),
     [
         ("a.txt", b"", "a.txt holds no prompt"),
-        ("a.txt", b"\xff", "cannot read prompts from .*a.txt: 'utf-8' codec can't decode"),
-        ("a.txt", None, "cannot read prompts from .*a.txt: No such file or directory"),
+        ("a.txt", b"\xff", r"cannot read the prompts .*a.txt: byte 0 \(line 1\) is 0xff"),
+        ("a.txt", None, "cannot read the prompts .*a.txt: No such file or directory"),
         ("a.jsonl", b'{"prompt": "x"}\n["x"]', "a.jsonl: line 2 is not an object with a text in the field 'prompt'"),
         ("a.jsonl", b'{"prompt": 5}', "a.jsonl: line 1 is not an object"),
         ("a.jsonl", b"{", "a.jsonl: Expecting property name"),
-        ("a.csv", b"text,id\nx,1\n", "a.csv: its columns are text, id, and not 'prompt'"),
-        ("a.csv", b"", "a.csv: its columns are none, and not 'prompt'"),
-        ("a.csv", b"prompt\n" + b"x" * 200_000, "a.csv: field larger than field limit"),
+        ("a.csv", b"text,id\nx,1\n", "a.csv: no column 'prompt': .*id, text"),
+        ("a.csv", b"", "a.csv: no column 'prompt': it is empty"),
+        ("a.csv", b"id,prompt\n1,one\n2\n", "a.csv: line 3: 1 cells, and 2 columns"),
+        ("a.csv", b'id,prompt\n1,"one\n2,two\n', "a.csv: line 3: unexpected end of data; the row begins in line 2"),
+        ("a.csv", b'id,prompt\n1,"one\n2,two\n3,"three"\n', "a.csv: line 4: .*the row begins in line 2"),
+        ("a.csv", b'id,prompt\n"1\n2",two,\n', "a.csv: line 3: 3 cells, and 2 columns, with a quote .* since line 2"),
+        ("a.csv", b"prompt\n" + b"x" * 200_000, "a.csv: line 2: field larger than field limit"),
     ],
 )
 def test_file_without_prompts_is_refused(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:

@@ -15,7 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from perjoule.core.csv_rows import csv_rows
 from perjoule.core.errors import ConfigError, DataError
+from perjoule.core.files import read_text
 from perjoule.core.units import duration
 from perjoule.data.tokenizer import TextTokenizer
 from perjoule.evaluate.detokenize import Decode
@@ -29,6 +31,7 @@ COLUMNS = (
     *("written", PROMPT, "text", "finish", "prompt_tokens", "new_tokens"),
     *("run", "step", "model", "seconds", "settings", "log_probs"),
 )
+_MOST_PROMPT_BYTES = 2**28
 WHY: dict[Finish, str] = {
     "end": "the document ended",
     "stop": "a stop text came",
@@ -152,23 +155,23 @@ def read_prompts(path: Path) -> list[str]:
             f"cannot tell what {path} holds; accepted: .txt with a prompt per line, or .jsonl or .csv with a field "
             f"or column {PROMPT!r}"
         )
+    text = read_text(path, "the prompts", DataError, _MOST_PROMPT_BYTES)
     try:
-        with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
-            prompts = list(readers[path.suffix](file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"cannot read prompts from {path}: {getattr(error, 'strerror', None) or error}") from error
+        prompts = list(readers[path.suffix](text))
+    except ValueError as error:
+        raise DataError(f"cannot read the prompts {path}: {error}") from error
     if not prompts:
         raise DataError(f"{path} holds no prompt")
     return prompts
 
 
-def _from_text(file: Iterable[str]) -> Iterator[str]:
+def _from_text(text: str) -> Iterator[str]:
     """Yield the lines; one without characters is the prompt that begins a document."""
-    return (line.removesuffix("\n") for line in file)
+    return (line.removesuffix("\n") for line in io.StringIO(text, newline=None))
 
 
-def _from_jsonl(file: Iterable[str]) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
+def _from_jsonl(text: str) -> Iterator[str]:
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip():
             record = json.loads(line)
             prompt = record.get(PROMPT) if isinstance(record, dict) else None
@@ -177,12 +180,8 @@ def _from_jsonl(file: Iterable[str]) -> Iterator[str]:
             yield prompt
 
 
-def _from_csv(file: Iterable[str]) -> Iterator[str]:
-    reader = csv.DictReader(file)
-    if PROMPT not in (reader.fieldnames or ()):
-        raise ValueError(f"its columns are {', '.join(reader.fieldnames or ()) or 'none'}, and not {PROMPT!r}")
-    for row in reader:
-        yield row[PROMPT] or ""
+def _from_csv(text: str) -> Iterator[str]:
+    return (row[PROMPT] for _, row in csv_rows(text, PROMPT))
 
 
 def _check(texts: Sequence[str]) -> None:

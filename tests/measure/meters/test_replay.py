@@ -111,10 +111,11 @@ def test_other_columns_may_be_played(tmp_path: Path, clock: Clock, build: Build)
     ("content", "reason"),
     [
         ("time_s,power\n0,1\n1,2\n", "no column 'power_w': did you mean 'power'? (accepted: power, time_s)"),
-        ("", "no column 'time_s': nothing is accepted here"),
-        ("time_s,power_w\n0,1\n1,much\n", "line 3 holds no two numbers"),
-        ("time_s,power_w\n0,1\n1\n", "line 3 holds no two numbers"),
-        ("time_s,power_w\n0,1\n1,inf\n", "line 3 holds no two numbers"),
+        ("", "no column 'time_s': it is empty"),
+        ("time_s,power_w\n0,1\n1,much\n", "line 3 does not have two numbers"),
+        ("time_s,power_w\n0,1\n1\n", "line 3: 1 cells, and 2 columns"),
+        ('time_s,power_w\n0,"1\n1,2\n2,"3\n', "line 4: ',' expected after '\"'; the row begins in line 2"),
+        ("time_s,power_w\n0,1\n1,inf\n", "line 3 does not have two numbers"),
         ("time_s,power_w\n0,1\n", "needs two rows or more"),
         ("time_s,power_w\n0,1\n1,1\n1,1\n", "time_s must ascend from row to row"),
     ],
@@ -129,7 +130,9 @@ def test_file_that_is_no_series_is_unavailable_with_the_reason(
 
 def test_missing_file_is_unavailable(tmp_path: Path, build: Build) -> None:
     path = tmp_path / "nowhere.csv"
-    assert build(ReplayConfig(path=path)) == (Unavailable(f"{path}: No such file or directory"),)
+    assert build(ReplayConfig(path=path)) == (
+        Unavailable(f"cannot read the recorded series {path}: No such file or directory"),
+    )
 
 
 def test_column_of_another_unit_is_refused(series: Path) -> None:

@@ -26,11 +26,12 @@ _SUSPENDED_KINDS = 0x20 | 0x80 | 0x200
 """Flags of the code of generators and coroutines, whose frames may rest without being over."""
 
 
-def begin_in_new_folder(pattern: Measurement) -> Measurement:
+def begin_in_new_folder(measurement: Measurement) -> Measurement:
     """Begin a measurement in the folder that was asked for, or in ``name-2`` and so on if that exists.
 
     Args:
-        pattern: begins itself if its folder is free, else one of the same kind does.
+        measurement: that has not begun. One that adds to a folder does so; else, if its folder is taken, one of the
+            same kind begins in its place.
 
     Returns:
         the measurement that has begun.
@@ -39,18 +40,19 @@ def begin_in_new_folder(pattern: Measurement) -> Measurement:
         RunFolderError: if no folder can be made.
         ConfigError: if the place of its carbon is not known.
     """
-    measurement = pattern
+    asked = measurement.run
     for number in count(2):
+        taken = measurement.run.exists()
         try:
             measurement.__enter__()
         except RunFolderError as error:
-            if not isinstance(error.__cause__, FileExistsError):
+            if not taken and not isinstance(error.__cause__, FileExistsError):
                 raise
         else:
             break
-        measurement = pattern.again(pattern.run.with_name(f"{pattern.run.name}-{number}"))
-    if measurement is not pattern:
-        LOG.warning("perjoule: %s exists already: this training is recorded in %s", pattern.run, measurement.run)
+        measurement = measurement.again(asked.with_name(f"{asked.name}-{number}"))
+    if measurement.run != asked:
+        LOG.warning("perjoule: %s exists already: this training is recorded in %s", asked, measurement.run)
     return measurement
 
 
@@ -72,7 +74,7 @@ class ForeignLoop:
 
     A phase or step that begins ends the one before, and one that is ended twice ends once. Measuring never ends a
     training: what fails here is reported once by ``logging``, and the training goes on without. Every further training
-    is a run of its own. It may be entered with ``with``: an error of the block then ends the run.
+    is a run of its own, or a segment of the same run if the measurement appends. It may be entered with ``with``: an error of the block then ends the run.
 
     Args:
         measurement: of the first training; it begins and ends with it. Those of later ones are made after its pattern.
@@ -81,7 +83,7 @@ class ForeignLoop:
     def __init__(self, measurement: Measurement) -> None:
         self.measurement = measurement
         """That of the training that goes on, or of the last one."""
-        self._pattern = measurement
+        self._next = measurement
         self._records = False
         self._completed = False
         """Whether the step that is open has done its update, and so counts even if nothing follows."""
@@ -107,7 +109,8 @@ class ForeignLoop:
         """
         if self._records:
             self._end(FAILED, "the training began again before it had ended")
-        self.measurement = begin_in_new_folder(self._pattern)
+        first, self._next = self._next, self._next.again(self._next.run)
+        self.measurement = begin_in_new_folder(first)
         self._records = True
         if watched:
             self._watch = FrameWatch(self._end)

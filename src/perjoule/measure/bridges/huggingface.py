@@ -27,7 +27,8 @@ is given. One process records, the first one; energy of other nodes is not in th
 Measuring never ends a training: what fails here is reported once by ``logging``, and the training goes on without. A
 training that ends by an error is a failed run with the error's text. Every further training of the callback
 (``train()`` again, a trial of ``hyperparameter_search``, the next try of ``auto_find_batch_size``, a start of the
-script where the folder exists) is a run of its own, ``runs/mine-2`` and so on.
+script where the folder exists) is a run of its own, ``runs/mine-2`` and so on; or a segment of the same run, with
+``perjoule_callback(perjoule.measure("runs/mine", append=True))``.
 """
 
 from __future__ import annotations

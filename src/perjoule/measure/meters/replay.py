@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -14,8 +13,12 @@ from typing import Literal
 from pydantic import Field
 
 from perjoule.config import Config
-from perjoule.core.errors import suggestion
+from perjoule.core.csv_rows import csv_rows
+from perjoule.core.errors import DataError
+from perjoule.core.files import read_text
 from perjoule.measure.contract import Form, Meter, Sensor, Site, Unavailable
+
+_MOST_BYTES = 2**28
 
 
 class ReplayConfig(Config):
@@ -51,9 +54,10 @@ class ReplayConfig(Config):
         """Read the file and start playing, or say what is wrong with it."""
         try:
             moments_s, values = self._rows()
-        except (OSError, ValueError) as error:
-            text = error.strerror if isinstance(error, OSError) else error
-            return (Unavailable(f"{self.path}: {text}"),)
+        except DataError as error:
+            return (Unavailable(str(error)),)
+        except ValueError as error:
+            return (Unavailable(f"{self.path}: {error}"),)
         is_power = self.value_column.endswith("_w")
         spacing_s = median(later - earlier for earlier, later in pairwise(moments_s))
         sensor = Sensor(
@@ -75,20 +79,16 @@ class ReplayConfig(Config):
         """Return the moments from 0 and the readings in µW or µJ.
 
         Raises:
-            OSError: if the file cannot be read.
+            DataError: if the file cannot be read.
             ValueError: if a column is missing, a cell is no number, or the moments do not ascend.
         """
-        with self.path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            for column in (self.time_column, self.value_column):
-                if column not in (rows.fieldnames or ()):
-                    raise ValueError(f"no column {column!r}: {suggestion(column, rows.fieldnames or ())}")
-            pairs = []
-            for row in rows:
-                try:
-                    pairs.append((float(row[self.time_column]), round(1e6 * float(row[self.value_column]))))
-                except (TypeError, ValueError, OverflowError) as error:
-                    raise ValueError(f"line {rows.line_num} holds no two numbers") from error
+        text = read_text(self.path, "the recorded series", DataError, _MOST_BYTES)
+        pairs = []
+        for line, row in csv_rows(text, self.time_column, self.value_column):
+            try:
+                pairs.append((float(row[self.time_column]), round(1e6 * float(row[self.value_column]))))
+            except (ValueError, OverflowError) as error:
+                raise ValueError(f"line {line} does not have two numbers") from error
         if len(pairs) < 2:
             raise ValueError("needs two rows or more")
         if any(later[0] <= earlier[0] for earlier, later in pairwise(pairs)):
