@@ -74,7 +74,8 @@ class ForeignLoop:
 
     A phase or step that begins ends the one before, and one that is ended twice ends once. Measuring never ends a
     training: what fails here is reported once by ``logging``, and the training goes on without. Every further training
-    is a run of its own, or a segment of the same run if the measurement appends. It may be entered with ``with``: an error of the block then ends the run.
+    is a run of its own, or a segment of the same run if the measurement appends. A ``with`` block around the loop ends
+    the run with the block's error.
 
     Args:
         measurement: of the first training; it begins and ends with it. Those of later ones are made after its pattern.
