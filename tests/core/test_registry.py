@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from perjoule.core import registry
-from perjoule.core.errors import UnknownComponent
+from perjoule.core.errors import BrokenComponent, UnknownComponent
 from perjoule.core.registry import Shelf
 
 SHELF = Shelf("models", {"fraction": "fractions:Fraction", "decimal": "decimal:Decimal"})
@@ -90,3 +90,35 @@ def test_only_the_group_of_the_shelf_is_asked(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(registry, "entry_points", installed)
     assert Shelf("data", {}).names() == []
     assert asked == ["perjoule.data"]
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
+        ("import no_such_module_of_anyone", "ModuleNotFoundError: No module named"),
+        ("def broken(:", "SyntaxError: "),
+        ("Y = 1", "AttributeError: "),
+    ],
+)
+def test_a_broken_package_is_one_line_where_it_is_named_and_ends_nothing_else(
+    source: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "perjoule_broken_plugin.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "perjoule_broken_plugin", raising=False)
+    _install(monkeypatch, stranger="perjoule_broken_plugin:X")
+    with pytest.raises(BrokenComponent, match=r"models kind 'stranger' of another package") as caught:
+        SHELF.load("stranger")
+    assert why in str(caught.value) and "\n" not in str(caught.value)
+    assert SHELF.load("decimal") and "stranger" in SHELF.names()
+    assert SHELF.describe("stranger").startswith("(")
+
+
+def test_a_description_is_asked_of_packages_that_break_when_they_are_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "perjoule_broken_package").mkdir()
+    (tmp_path / "perjoule_broken_package" / "__init__.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert Shelf("models", {"x": "perjoule_broken_package.inner:X"}).describe("x") == "(source not found)"

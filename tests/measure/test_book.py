@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from perjoule.core.phases import RECORDED, STEP
 from perjoule.measure.book import build_ledger, read_sensor
 from perjoule.measure.contract import Form, Sensor, Unavailable
 from perjoule.measure.ledger import Ledger
+from perjoule.measure.live import LiveEnergy
 from perjoule.runs.folder import FINISHED, RunFolder, device_event_path, event_path, sample_path
 from perjoule.runs.journal import BEGIN, END, JournalWriter
 from perjoule.runs.sample_writer import SampleWriter
@@ -110,6 +111,53 @@ def test_a_run_on_one_node_has_an_account_for_each_domain_and_says_what_was_not_
     total = ledger.total()
     assert not isinstance(total, Unavailable)
     assert total.energy_uj == sum(account.total_uj for account in ledger.accounts)
+
+
+@pytest.mark.parametrize("sensors", [[GPU], [GPU_POWER], [GPU, GPU_POWER]])
+def test_a_sensor_that_shows_nothing_is_not_measured_and_a_model_counts_instead(
+    sensors: list[Sensor], folder: Folder
+) -> None:
+    segment = folder.segment({0: ("a", "GPU-42")}, 1000)
+    folder.samples(segment, "a", [*sensors], range(500, 3500, 100), 0.0)
+    ledger = folder.ledger()
+    assert ledger.accounts == ()
+    assert isinstance(ledger.total(), Unavailable)
+    (domain, missing) = ledger.unavailable[-1]
+    assert domain == "gpu-GPU-42"
+    assert missing.reason.endswith("for 2.9 s, which is not 0 J: not measured")
+
+
+def test_a_package_that_stands_still_gives_way_to_the_model(folder: Folder) -> None:
+    segment = folder.segment({0: ("a", "")}, 1000)
+    cpu = replace(PACKAGE, domain="cpu", scope="process", modelled=True, wraps_at=None)
+    path = sample_path(folder.path, segment, "a", 0)
+    facts = {"node": "a", "rate_hz": 10.0, "unavailable": []}
+    with_kind = [{**asdict(one), "kind": "test"} for one in (PACKAGE, cpu, MONITOR)]
+    writer = SampleWriter(path, with_kind, facts)
+    for at in range(500, 3500, 100):
+        for channel, raw in enumerate((10**9, 7000 * at, at)):
+            writer.put(channel, at * MS, at * MS + 1000, raw)
+    writer.close()
+    total = folder.ledger().total()
+    assert not isinstance(total, Unavailable)
+    assert (total.domains, total.energy_uj) == (("cpu on a",), 2900 * 7000)
+    live = LiveEnergy(folder.path).read()
+    assert live == total.energy_uj / 1e6
+
+
+def test_a_counter_that_stands_still_for_a_while_says_so(folder: Folder) -> None:
+    segment = folder.segment({0: ("a", "")}, 1000)
+    writer = SampleWriter(
+        sample_path(folder.path, segment, "a", 0),
+        [{**asdict(one), "kind": "test"} for one in (PACKAGE, MONITOR)],
+        {"node": "a", "rate_hz": 10.0, "unavailable": []},
+    )
+    for at in range(500, 6500, 100):
+        writer.put(0, at * MS, at * MS + 1000, 50_000 * min(at, 3000))
+        writer.put(1, at * MS, at * MS + 1000, at)
+    writer.close()
+    (account,) = folder.ledger().accounts
+    assert "the counter stood still for 3.4 s: it may show less than was used" in account.notes
 
 
 def test_segments_of_an_interrupted_run_are_accounts_of_their_own_and_add_up(folder: Folder) -> None:

@@ -3,11 +3,13 @@
 import os
 import time
 from collections.abc import Callable
-from typing import Literal
+from importlib.metadata import EntryPoint, EntryPoints
+from typing import ClassVar, Literal
 
 import pytest
 
 from perjoule.config import Config
+from perjoule.core import registry
 from perjoule.core.registry import Shelf
 from perjoule.measure.contract import Form, Meter, Sensor, Site, Unavailable
 from perjoule.measure.sensors import Refresh
@@ -70,6 +72,60 @@ def test_every_quantity_of_the_shelf_is_read_or_says_why_not() -> None:
     assert failing == Unavailable("it went out")
     assert placed == Unavailable("needs to be told where", "energy.meters=[{kind: placed, where: …}]")
     assert CLOSED == ["lamp", "lamp"], "also the one that could not be read"
+
+
+class Wild:
+    """A meter of another package that fails in ways of its own.
+
+    Args:
+        at: what fails.
+    """
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+        self.sensor = Sensor("wild", Form.POWER, "node", "a test", "µW", 0.1)
+
+    def read(self) -> int | Unavailable:
+        if self._at == "read":
+            raise RuntimeError("a reading\nfailed")
+        return 1
+
+    def close(self) -> None:
+        raise OSError("it cannot be closed")
+
+
+class WildConfig(Config):
+    kind: Literal["wild"] = "wild"
+    at: ClassVar[str] = "build"
+
+    def build(self, site: Site) -> tuple[Meter | Unavailable, ...]:
+        if self.at == "build":
+            raise ZeroDivisionError("no meter")
+        return (Wild(self.at),)
+
+
+@pytest.mark.parametrize(
+    ("at", "reason"),
+    [
+        ("import", "measure kind 'wild' of another package (no_such_module:X) cannot be loaded"),
+        ("build", "ZeroDivisionError: no meter"),
+        ("read", "it cannot be read: RuntimeError: a reading failed"),
+        ("close", ""),
+    ],
+)
+def test_a_meter_that_fails_ends_nothing_but_its_own_lines(
+    at: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WildConfig, "at", at)
+    target = "no_such_module:X" if at == "import" else f"{__name__}:WildConfig"
+    shelf = Shelf("measure", {"lamp": f"{__name__}:LampConfig"})
+    points = EntryPoints([EntryPoint("wild", target, "perjoule.measure")])
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr("perjoule.measure.survey.SHELF", shelf)
+    found = list(survey(HERE, 0.0))
+    assert [kind for kind, _ in found] == ["lamp"] * 3 + ["wild"]
+    last = found[-1][1]
+    assert last.reason.startswith(reason) if isinstance(last, Unavailable) else at == "close"
 
 
 def test_a_meter_is_read_often_enough_however_short_the_survey() -> None:

@@ -21,8 +21,10 @@ from perjoule.models.layers.loss import next_token_loss
 from perjoule.runs.folder import event_path
 from perjoule.runs.journal import BEGIN, read_journal
 from perjoule.runs.phase_table import build_phase_table
+from perjoule.train.metering import Metering
 from perjoule.train.run import train
 
+CAN_CALIBRATE = Metering.can_calibrate
 CALIBRATED = ("energy={meters: cpu_time, sampler: thread, calibrate: true}",)
 BURSTS = [
     "data",
@@ -78,12 +80,24 @@ def bursts(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Burst]]:
         return run_bursts(bursts, recorder, 0.02, pause_s=0.0, **how)
 
     monkeypatch.setattr("perjoule.train.calibrate.run_bursts", short)
+    monkeypatch.setattr(Metering, "can_calibrate", lambda self, ranks: True)  # these runs have no sensor
     return seen
 
 
 def train_moving(tiny: Tiny, *overrides: str) -> Path:
     arguments = [argument for argument in tiny.arguments() if not argument.startswith("model.")]
     return run_of(train(perjoule.load(None, "model=moving", *arguments, "optimizer.lr=0.01", *overrides)))
+
+
+@pytest.mark.parametrize(
+    ("meters", "said"), [("cpu_time", "all energy here is modelled"), ("memory", "no meter can be read")]
+)
+def test_nothing_is_calibrated_where_no_sensor_would_show_it(
+    meters: str, said: str, tiny: Tiny, bursts: list[Sequence[Burst]], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(Metering, "can_calibrate", CAN_CALIBRATE)
+    train(perjoule.load(None, *tiny.arguments(), f"energy={{meters: {meters}, sampler: thread, calibrate: true}}"))
+    assert bursts == [] and f"no calibration (energy.calibrate): {said}" in capsys.readouterr().out
 
 
 def test_a_calibrated_run_has_the_losses_of_one_that_is_not(

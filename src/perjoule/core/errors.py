@@ -4,7 +4,8 @@
 
     PerjouleError (1)            one clear line: what, where, what would be accepted
     ├── ConfigError (2)          change the recipe or the override
-    │   └── UnknownComponent     pick a name that exists on the shelf
+    │   ├── UnknownComponent     pick a name that exists on the shelf
+    │   └── BrokenComponent      update or remove the package that adds it
     ├── MissingExtra (3)         install the named extra
     ├── MeterUnavailable (4)     give access to the device, or train without this meter
     ├── RunFolderError (5)       choose or repair a run folder
@@ -40,6 +41,10 @@ class ConfigError(PerjouleError):
 
 class UnknownComponent(ConfigError):
     """A name is not on its shelf."""
+
+
+class BrokenComponent(ConfigError):
+    """A name on a shelf belongs to an installed package that cannot be imported."""
 
 
 class MissingExtra(PerjouleError):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from perjoule.core.errors import UnknownComponent, suggestion
+from perjoule.core.errors import BrokenComponent, PerjouleError, UnknownComponent, suggestion
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,21 @@ class Shelf:
 
         Raises:
             UnknownComponent: if ``kind`` is not on the shelf.
+            BrokenComponent: if the package that adds it cannot be imported or does not have it.
         """
         module, attribute = self._target(kind)
-        loaded: type = getattr(importlib.import_module(module), attribute)
+        try:
+            loaded: type = getattr(importlib.import_module(module), attribute)
+        except PerjouleError:
+            raise
+        except Exception as error:
+            if kind in self.entries:
+                raise
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise BrokenComponent(
+                f"{self.name} kind {kind!r} of another package ({module}:{attribute}) cannot be loaded: {said}; "
+                "update or remove that package"
+            ) from error
         return loaded
 
     def describe(self, kind: str) -> str:
@@ -61,11 +73,14 @@ class Shelf:
         module, _ = self._target(kind)
         try:
             spec = importlib.util.find_spec(module)
-        except ModuleNotFoundError:  # a package above it is missing
+        except Exception:  # a package above it, which this imports, is missing or broken
             spec = None
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
             return "(source not found)"
-        docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+        try:
+            docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_bytes()))
+        except (OSError, SyntaxError, ValueError) as error:
+            return f"(broken: {type(error).__name__}: {str(error).splitlines()[0]})"
         return (docstring or "(no description)").splitlines()[0]
 
     def _target(self, kind: str) -> tuple[str, str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from perjoule.core.errors import RunFolderError
+from perjoule.core.units import duration
 from perjoule.measure.accounts import Course, build_account
 from perjoule.measure.contract import Form, Sensor, Unavailable
+from perjoule.measure.counter import frozen
 from perjoule.measure.ledger import Account, Ledger
 from perjoule.measure.occupancy import Whereabouts
 from perjoule.measure.readings import Series, join
@@ -22,6 +25,8 @@ from perjoule.runs.samples import Samples, read_samples, sample_files
 from perjoule.runs.tables import Run, Segment
 
 MONITOR_DOMAIN = "monitor"
+_PATIENCE_S = 2.0
+"""A counter that works changes sooner than this."""
 
 
 def build_ledger(run: Run) -> Ledger:
@@ -41,12 +46,26 @@ def build_ledger(run: Run) -> Ledger:
                 found = Unavailable(missing["reason"], missing.get("remedy", ""))
                 unavailable[(missing["kind"], found.reason)] = found
         for node, files in nodes.items():
-            accounts += _accounts(run, segment, node, files, alone=len(nodes) == 1)
+            for found in _accounts(run, segment, node, files, alone=len(nodes) == 1):
+                if isinstance(found, Account):
+                    accounts.append(found)
+                else:
+                    unavailable[(found.domain, found.missing.reason)] = found.missing
     return Ledger(tuple(accounts), tuple((kind, missing) for (kind, _), missing in unavailable.items()))
 
 
-def _accounts(run: Run, segment: Segment, node: str, files: Sequence[Samples], alone: bool) -> Iterator[Account]:
-    """Yield the accounts of one segment and node."""
+@dataclass(frozen=True)
+class _NotMeasured:
+    """A domain whose sensor was read and showed nothing."""
+
+    domain: str
+    missing: Unavailable
+
+
+def _accounts(
+    run: Run, segment: Segment, node: str, files: Sequence[Samples], alone: bool
+) -> Iterator[Account | _NotMeasured]:
+    """Yield the accounts of one segment and node, and the domains that have none although they were read."""
     journals = _journals(run.path, segment, node, alone)
     series = _series(files)
     monitor = series.pop(MONITOR_DOMAIN, None)
@@ -61,6 +80,11 @@ def _accounts(run: Run, segment: Segment, node: str, files: Sequence[Samples], a
             ranks = _whereabouts(run.path, segment.number, journals, users)
             courses[users] = Course(segment.number, node, ranks, _window(run, segment), killed)
         total, power, notes = _choose(readable)
+        if not total.sensor.modelled and not int(total.energy_uj[-1]):
+            yield _NotMeasured(total.sensor.domain, stands_still(total))
+            continue
+        if (still_s := _still_s(total)) > 0:
+            notes = [*notes, f"the counter stood still for {duration(still_s)}: it may show less than was used"]
         yield build_account(courses[users], total, power, monitor[0] if monitor else None, notes)
 
 
@@ -139,6 +163,23 @@ def _choose(meters: Sequence[Series]) -> tuple[Series, Series | None, list[str]]
     ratio = counted_uj / integrated_uj
     remark = f"the energy counter shows {ratio:.2f} times the integral of the power and is not used"
     return powers[0], powers[0], [remark]
+
+
+def stands_still(series: Series) -> Unavailable:
+    """Return why a sensor that was read showed no energy: whatever it stands for draws some."""
+    lasted_s = float(series.t_ns[-1] - series.t_ns[0]) / 1e9
+    what = "counter stood still" if series.sensor.form == Form.COUNTER else "sensor showed 0 W"
+    return Unavailable(f"{series.sensor.method}: its {what} for {duration(lasted_s)}, which is not 0 J: not measured")
+
+
+def _still_s(series: Series) -> float:
+    """Return how long a measured counter showed the same value, in stretches too long for its refresh."""
+    if series.sensor.modelled or series.sensor.form != Form.COUNTER:
+        return 0.0
+    t_s = (series.t_ns - series.t_ns[0]) / 1e9
+    patience_s = max(_PATIENCE_S, 10 * series.sensor.resolution_s)
+    still = frozen(t_s, series.raw, np.ones(len(t_s)), patience_s)
+    return float(np.diff(t_s)[still].sum())
 
 
 def _window(run: Run, segment: Segment) -> tuple[int, int, int] | None:

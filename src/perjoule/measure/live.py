@@ -124,7 +124,8 @@ class _Total:
 
 def _outermost_uj(meters: Iterable[_Total]) -> list[int]:
     """Return the energies of one node that may be added up."""
-    read = [one for one in meters if one.num_readings >= 2]
+    # A sensor that shows nothing is not one of something that uses nothing.
+    read = [one for one in meters if one.num_readings >= 2 and (one.energy_uj or one.sensor.modelled)]
     powers_uj = {one.sensor.domain: one.energy_uj for one in read if one.sensor.form == Form.POWER}
     believed = {
         one.sensor: one.energy_uj

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from perjoule.config import Config
+from perjoule.core.errors import PerjouleError
 from perjoule.measure import SHELF
 from perjoule.measure.contract import Form, Meter, Sensor, Site, Unavailable
 from perjoule.measure.locks import DeviceLocks
@@ -55,7 +56,7 @@ def revive(facts: Mapping[str, Any]) -> Config | tuple[str, Unavailable]:
     try:
         config: Config = SHELF.load(kind).model_validate(facts)  # type: ignore[attr-defined]
     except Exception as error:  # a third party's module may raise anything when it is imported
-        return kind, Unavailable(_in_words(error))
+        return kind, Unavailable(in_words(error))
     return config
 
 
@@ -107,7 +108,7 @@ def _open(job: Job, locks: DeviceLocks) -> Iterator[tuple[str, Meter | Unavailab
             found: Sequence[Meter | Unavailable] = config.build(job.site)  # type: ignore[attr-defined]
             devices = ["" if isinstance(one, Unavailable) else one.sensor.device for one in found]
         except Exception as error:
-            yield kind, Unavailable(_in_words(error))
+            yield kind, Unavailable(in_words(error))
             continue
         for one, device in zip(found, devices, strict=True):
             held = locks.take(device)
@@ -207,6 +208,8 @@ class _Monitor:
         """Nothing was opened."""
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """Return an error as one line."""
+    if isinstance(error, PerjouleError):
+        return " ".join(str(error).split())
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from perjoule.measure import SHELF
 from perjoule.measure.contract import Meter, Sensor, Site, Unavailable
+from perjoule.measure.polling import in_words
 from perjoule.measure.sensors import Refresh, observed_refresh
 
 MIN_READINGS = 50
@@ -51,6 +53,9 @@ def survey(site: Site, seconds: float = 1.0) -> Iterator[tuple[str, Finding | Un
             missing = ", ".join(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])
             yield kind, Unavailable(f"needs to be told {missing}", f"energy.meters=[{{kind: {kind}, {missing}: …}}]")
             continue
+        except Exception as error:  # whatever one package's meter does, the others are looked at
+            yield kind, Unavailable(in_words(error))
+            continue
         for meter in meters:
             yield kind, meter if isinstance(meter, Unavailable) else _examine(meter, seconds)
 
@@ -64,7 +69,10 @@ def _examine(meter: Meter, seconds: float) -> Finding | Unavailable:
     try:
         while len(lasted) < MIN_READINGS or time.monotonic() - begun < seconds:
             before_ns = time.monotonic_ns()
-            value = meter.read()
+            try:
+                value = meter.read()
+            except Exception as error:
+                return Unavailable(f"it cannot be read: {in_words(error)}")
             after_ns = time.monotonic_ns()
             if isinstance(value, Unavailable):
                 return value
@@ -73,6 +81,7 @@ def _examine(meter: Meter, seconds: float) -> Finding | Unavailable:
             lasted.append(after_ns - before_ns)
             time.sleep(PAUSE_S)
     finally:
-        meter.close()
+        with contextlib.suppress(Exception):
+            meter.close()
     refresh = observed_refresh(np.array(moments), np.array(values))
     return Finding(meter.sensor, statistics.median(lasted) / 1e9, refresh, len(lasted))

@@ -24,7 +24,7 @@ from perjoule.measure.book import read_sensor
 from perjoule.measure.bridges.codecarbon import Referee
 from perjoule.measure.carbon import CarbonConfig, Intensity
 from perjoule.measure.config import EnergyConfig
-from perjoule.measure.contract import Site, Unavailable
+from perjoule.measure.contract import Form, Site, Unavailable
 from perjoule.measure.live import LiveEnergy
 from perjoule.measure.machine import device_name
 from perjoule.measure.sampler import Sampler, SamplerState
@@ -157,6 +157,21 @@ class Metering:
         elif state.unavailable:
             kinds = ", ".join(dict.fromkeys(kind for kind, _ in state.unavailable))
             self.console.line(f"not available: {kinds} (why: perjoule doctor)")
+
+    def can_calibrate(self, ranks: Ranks) -> bool:
+        """Return, on every rank, whether a sensor reads what a calibration would show, and say so if none does."""
+        state = self.sampler.ready(READY_WITHIN_S) if self.sampler else Unavailable("no sampler was started")
+        reason = ""
+        if ranks.leads:
+            channels = () if isinstance(state, Unavailable) else state.channels
+            sensors = [sensor for sensor in map(read_sensor, channels) if sensor.form != Form.LEVEL]
+            if all(sensor.modelled for sensor in sensors):
+                there = "all energy here is modelled" if sensors else "no meter can be read"
+                reason = f"no calibration (energy.calibrate): {there}, and only sensors show the power of a phase"
+        reason = ranks.from_leader(reason)
+        if reason:
+            self.console.line(reason)
+        return not reason
 
     def watch(self) -> None:
         """See once a second whether the sampler still lives; cheap enough for every step."""

@@ -287,7 +287,7 @@ class _Assembly:
             )
             if config.debug.rehearsal:
                 debug.rehearse(job, session, samples.batch(0, session.stream.rows))
-            if config.energy.calibrate:
+            if config.energy.calibrate and session.metering and session.metering.can_calibrate(self.ranks):
                 with read_on() as again:
                     calibrate(job, module, again, self.console)
             if session.bridge is not None:
