@@ -56,4 +56,4 @@ def test_suggestion_names_the_nearest_and_all_accepted_in_order() -> None:
 
 def test_suggestion_without_a_near_name_lists_what_is_accepted() -> None:
     assert suggestion("zzz", iter(["b", "a"])) == "accepted: a, b"
-    assert suggestion("zzz", []) == "nothing is accepted here"
+    assert suggestion("zzz", []) == "there are none"

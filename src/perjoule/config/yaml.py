@@ -16,7 +16,7 @@ import yaml
 from perjoule.core.errors import ConfigError
 
 _INTEGER = re.compile(r"[-+]?\d+(_\d+)*", re.ASCII)
-_FLOAT = re.compile(r"[-+]?(\d+(_\d+)*)?\.?\d+([eE][-+]?\d+)?|[-+]?\d+\.([eE][-+]?\d+)?", re.ASCII)
+_FLOAT = re.compile(r"[-+]?(\d+(_\d+)*(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _LONGEST_INTEGER = 4000
 """Digits; Python refuses to convert more than 4300."""
 _UNTAGGED = ""

@@ -89,6 +89,10 @@ class OutOfMemory(PerjouleError):
     exit_code = 9
 
 
+_MOST_COMPARISONS = 1_000_000
+_MOST_NAMES = 100
+
+
 def nearest(name: str, accepted: Iterable[str]) -> str | None:
     """Return the accepted name that ``name`` most likely means, or None if none is near: no hint misleads less.
 
@@ -102,6 +106,8 @@ def nearest(name: str, accepted: Iterable[str]) -> str | None:
     within = [candidate for candidate in candidates.values() if plain in re.split(r"[\W_]+", candidate.lower())]
     if len(within) == 1:
         return within[0]
+    if len(plain) * sum(map(len, candidates)) > _MOST_COMPARISONS:  # difflib takes the product, and more
+        return None
     matches = difflib.get_close_matches(plain, candidates, n=1, cutoff=_NEAR)
     return candidates[matches[0]] if matches else None
 
@@ -113,6 +119,7 @@ def _plain(name: str) -> str:
 def suggestion(name: str, accepted: Iterable[str]) -> str:
     """Return "did you mean 'x'? Accepted: …", or only the accepted names if none is alike."""
     names = sorted(accepted)
-    listing = f"accepted: {', '.join(names)}" if names else "nothing is accepted here"
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    listing = f"accepted: {', '.join(names[:_MOST_NAMES])}{more}" if names else "there are none"
     near = nearest(name, names)
     return f"did you mean {near!r}? ({listing})" if near else listing

@@ -129,8 +129,8 @@ def test_identity_changes_with_the_task_and_not_with_the_seed() -> None:
 
 
 def test_unknown_split_names_the_nearest() -> None:
-    with pytest.raises(DataError, match=r"no split 'valid': did you mean 'validation'\?"):
-        built().split("valid")
+    with pytest.raises(DataError, match=r"no split 'validaton': did you mean 'validation'\?"):
+        built().split("validaton")
 
 
 @pytest.mark.parametrize(

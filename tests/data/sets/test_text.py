@@ -121,7 +121,7 @@ def test_padded_batches_hold_one_document_a_row(corpus: Path) -> None:
 
 
 def test_facts_are_json_and_agree_with_the_batches(corpus: Path) -> None:
-    (corpus / "bad.txt").write_bytes(b"\xff\xfe")
+    (corpus / "bad.txt").write_bytes(b"\xff\xfa")
     for batching in ("packed", "padded"):
         data_set = built(corpus, batching=batching)
         facts = json.loads(json.dumps(data_set.facts))
@@ -172,5 +172,5 @@ def test_split_that_is_too_short_says_what_would_fit(corpus: Path) -> None:
 
 
 def test_unknown_split_names_the_nearest(corpus: Path) -> None:
-    with pytest.raises(DataError, match=r"no split 'valid': did you mean 'validation'\?"):
-        built(corpus).split("valid")
+    with pytest.raises(DataError, match=r"no split 'validaton': did you mean 'validation'\?"):
+        built(corpus).split("validaton")
