@@ -10,6 +10,7 @@ their split.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import platform
 import sysconfig
 from collections import Counter
@@ -23,12 +24,16 @@ from perjoule.core.errors import DataError, nearest
 from perjoule.core.files import special_kind
 from perjoule.data import formats
 from perjoule.data.formats import DEFAULT_LIMITS, Kind, Limits, is_compressed, kind_of, reading, uncompressed_name
-from perjoule.data.split import SPLITS, TRAIN
+from perjoule.data.split import SPLITS, TRAIN, Fractions
 from perjoule.data.walk import LeftOut, left_out_facts, left_out_lines, walk
 
 UNIT_BYTES = 32 << 20
 """A unit of work is about this much of the files: enough to keep a core busy for seconds, little enough to lose."""
 
+_MANY = 10_000
+"""Documents of which one belongs to each split, whatever the fractions, or the splits are meant to be that small."""
+_SHORTEST_CUT = 1000
+"""Characters; a shorter document is not worth cutting."""
 _ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation"}
 _NOT_LIBRARY = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "idle_test", "turtledemo"}
@@ -93,6 +98,7 @@ class Source:
         splits: of a corpus that is split already, the splits it has; else none.
         limits: of compressed files.
         left_out: files and folders that are not read, by reason.
+        within: whether documents are cut to share them out, instead of belonging to a split as a whole.
     """
 
     root: Path
@@ -102,10 +108,54 @@ class Source:
     splits: tuple[str, ...] = ()
     limits: Limits = DEFAULT_LIMITS
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)
+    within: bool = False
 
     def notes(self) -> Iterator[str]:
-        """Yield lines about what is not read."""
+        """Yield lines about what is not read, and how the rest is shared out if that is unusual."""
         yield from left_out_lines(self.left_out, formats.ACCEPTED)
+        if self.within:
+            yield (
+                "with so few documents a split would be empty: each is cut, its beginning for training, its end for "
+                "validation and test"
+            )
+
+    def divided_by(self, fractions: Fractions) -> Source:
+        """Return the source to be shared out: within its documents if a split would get none of them.
+
+        Args:
+            fractions: of the splits.
+
+        Raises:
+            DataError: if a file cannot be read.
+            MissingExtra: for parquet files without pyarrow.
+        """
+        if self.splits:
+            return self
+        empty = {split for split in SPLITS if getattr(fractions, split) > 0}
+        one_by_one = (replace(self, files=(name,)) for name in self.files)
+        documents = itertools.chain.from_iterable(source.documents(Counter()) for source in one_by_one)
+        longest = 0
+        for document in itertools.islice(documents, _MANY):
+            empty.discard(fractions.split_of(document.key))
+            longest = max(longest, len(document.text))
+            if not empty:
+                return self
+        return replace(self, within=longest >= _SHORTEST_CUT and next(documents, None) is None)
+
+    def share_out(self, document: Document, fractions: Fractions) -> Iterator[Document]:
+        """Yield the document, or its parts, with their split.
+
+        Args:
+            document: of this source.
+            fractions: of the splits.
+        """
+        if document.split is not None:
+            yield document
+        elif self.within and len(document.text) >= _SHORTEST_CUT:
+            for split, text in fractions.cut(document.text):
+                yield Document(document.name, text, document.key, split)
+        else:
+            yield Document(document.name, document.text, document.key, fractions.split_of(document.key))
 
     def fingerprint(self) -> str:
         """Return a hash of the names and bytes of all files, and of the column where rows are read.
@@ -138,7 +188,8 @@ class Source:
                 status = path.stat()
             num_bytes += status.st_size
             total.update(repr((name, status.st_size, status.st_mtime_ns)).encode(errors="surrogateescape"))
-        return {"files": len(self.files), "bytes": num_bytes, "listing": total.hexdigest()}
+        within = {"within_documents": True} if self.within else {}
+        return {"files": len(self.files), "bytes": num_bytes, "listing": total.hexdigest(), **within}
 
     def units(self) -> tuple[Unit, ...]:
         """Cut the source into parts that depend on its files only; their documents in order are all documents.

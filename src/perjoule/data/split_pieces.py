@@ -19,7 +19,7 @@ from perjoule.data.engine import Amount, Report
 from perjoule.data.folders import publish, write_json
 from perjoule.data.parts import PartWriter, Placed, rank_of, read_bucket, write_run
 from perjoule.data.sources import Source, Unit
-from perjoule.data.split import SPLITS, Fractions
+from perjoule.data.split import SPLITS, TRAIN, Fractions
 
 READ, SORTED, WRITTEN = "read", "sorted", "written"
 """What is done with a piece: hash its documents, sort them into buckets, write them as parts."""
@@ -128,8 +128,9 @@ class SplitPieces:
                 if number >= expected:
                     raise self._changed()
                 if dropped is None or not dropped[number]:
-                    rank = 0 if self.seed is None else rank_of(document.text, self.seed)
-                    yield Placed(self.fractions.split_of(document.key), document.text, document.name, rank)
+                    for part in self.source.share_out(document, self.fractions):
+                        rank = 0 if self.seed is None else rank_of(part.text, self.seed)
+                        yield Placed(part.split or TRAIN, part.text, part.name, rank)
                 number += 1
         if number != expected:
             raise self._changed()

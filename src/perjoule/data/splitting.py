@@ -44,7 +44,7 @@ from perjoule.data.folders import (
 from perjoule.data.formats import DEFAULT_LIMITS, Limits
 from perjoule.data.parts import arrow
 from perjoule.data.sources import Source, files_source, grouped
-from perjoule.data.split import SPLITS, Fractions
+from perjoule.data.split import SPLITS, TRAIN, VALIDATION, Fractions
 from perjoule.data.split_pieces import READ, SORTED, WRITTEN, Piece, SplitPieces, changed
 
 FORMAT = 1
@@ -109,6 +109,7 @@ def split(path: Path, folder: Path, config: SplitConfig, say: Callable[[str], No
     source = files_source(path, config.column, config.limits)
     if source.splits:
         raise DataError(f"{path} is split already, into {', '.join(source.splits)}")
+    source = source.divided_by(config.fractions)
     for note in source.notes():
         say(note)
     if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
@@ -241,3 +242,7 @@ def _report(result: SplitResult, say: Callable[[str], None]) -> None:
         say(f"{split:<11} {count:>11,} documents  {count / total:>6.2%}  {byte_size(result.num_bytes[split])}")
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in result.skipped.items())
     say(f"dropped     {skipped or 'none'}")
+    for split in (TRAIN, VALIDATION):
+        if not result.documents[split]:
+            why = {TRAIN: "nothing can be trained on", VALIDATION: "training on this measures no held-out loss"}[split]
+            say(f"the {split} split is empty: {why}")

@@ -98,6 +98,7 @@ def prepare(source: Source, tokenizer: TokenizerConfig, fractions: Fractions, ca
         _log.warning(note)
     seen = look_at(source)
     recipe = [FORMAT, seen.documents, tokenizer.identity(), fractions.model_dump()]
+    recipe += ["within documents"] * source.within
     name = f"tokens-{store_files.checksum({'recipe': recipe})[:24]}"
     path = cache / name
     try:
@@ -159,9 +160,10 @@ def _locked(path: Path) -> Iterator[None]:
 def _build(folder: Path, source: Source, seen: Seen, config: TokenizerConfig, fractions: Fractions) -> None:
     """Write a store, or finish the one that a killed run left: train the tokenizer, then tokenise all documents."""
     training = (
-        document.text
+        part.text
         for document in source.documents(Counter())
-        if (document.split or fractions.split_of(document.key)) == TRAIN
+        for part in source.share_out(document, fractions)
+        if part.split == TRAIN
     )
     tokenizer = config.build(training, _log.info)
     settings = TokenizeConfig(fractions=fractions)

@@ -120,7 +120,7 @@ def tokenize_files(path: Path, out: Path, config: TokenizeConfig, say: Callable[
     if config.tokenizer is None:
         raise ConfigError("tokenize needs tokenizer=FILE.json (perjoule data tokenizer makes one)")
     tokenizer = TextTokenizer.load(expand_home(config.tokenizer))
-    source = files_source(path, config.column, config.limits)
+    source = files_source(path, config.column, config.limits).divided_by(config.fractions)
     for note in source.notes():
         say(note)
     try:
@@ -161,11 +161,18 @@ def tokenize(
     made_from = {
         "documents": seen.documents,
         "tokenizer": tokenizer.content_hash,
-        "fractions": "of the corpus" if source.splits else config.fractions.model_dump(),
+        "fractions": _fractions(source, config.fractions),
         "shard_tokens": config.shard_tokens,
     }
     with _writable(out), _locked(out):
         return _Tokenizing(source, tokenizer, out, config, made_from, say).run(seen)
+
+
+def _fractions(source: Source, fractions: Fractions) -> Any:
+    """Return what says which text is in which split (JSON)."""
+    if source.splits:
+        return "of the corpus"
+    return {**fractions.model_dump(), **({"within_documents": True} if source.within else {})}
 
 
 class _Tokenizing:

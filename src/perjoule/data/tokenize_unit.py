@@ -22,7 +22,7 @@ from perjoule.data.engine import Amount, Report, give_back_memory
 from perjoule.data.fast_encode import Encoder, Ids
 from perjoule.data.manifest import OFFSET_TYPE, OFFSETS, TOKENIZER, TOKENS, ShardEntry, UnitEntry, new_hash
 from perjoule.data.sources import Document, Source, Unit, grouped
-from perjoule.data.split import Fractions
+from perjoule.data.split import TRAIN, Fractions
 from perjoule.data.tokenizer import TextTokenizer
 from perjoule.runs.files import flush, write_json
 
@@ -110,8 +110,7 @@ class TokenizeUnit:
                 chosen: dict[str, list[int]] = {}
                 for number, document in enumerate(batch):
                     if len(ids[number]):
-                        split = document.split or self.fractions.split_of(document.key)
-                        chosen.setdefault(split, []).append(number)
+                        chosen.setdefault(document.split or TRAIN, []).append(number)
                     else:
                         skipped[NO_TOKENS] += 1
                 done = Amount()
@@ -130,7 +129,8 @@ class TokenizeUnit:
     def _documents(self, job: UnitJob, skipped: Counter[str], report: Report) -> Iterator[Document]:
         """Read the parts, one after another."""
         for part in job.parts:
-            yield from self.source.read(part, skipped)
+            for document in self.source.read(part, skipped):
+                yield from self.source.share_out(document, self.fractions)
             report(Amount(unit_bytes=part.num_bytes))
             give_back_memory()
 

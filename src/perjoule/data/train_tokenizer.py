@@ -150,7 +150,7 @@ def train_tokenizer(
     """
     if file.suffix != ".json":
         raise DataError(f"{file} must end in .json, as tokenizer.json does")
-    source = files_source(path, config.column, config.limits)
+    source = files_source(path, config.column, config.limits).divided_by(config.fractions)
     for note in source.notes():
         say(note)
     plan = {"settings": config.model_dump(mode="json"), "source": source.listing()}
@@ -251,7 +251,8 @@ class _Sample:
         """Read the split and the text of every document in the chosen units."""
         for unit in self._units:
             for document in self._source.read(unit, Counter()):
-                yield document.split or self._config.fractions.split_of(document.key), document.text
+                for part in self._source.share_out(document, self._config.fractions):
+                    yield part.split or TRAIN, part.text
 
 
 def _bin(text: str, seed: int) -> int:

@@ -18,6 +18,7 @@ from perjoule.core.errors import ConfigError, DataError
 from perjoule.core.seeding import derive
 from perjoule.data.contract import Batch, DataSet, Samples
 from perjoule.data.prefetch import Prefetcher
+from perjoule.data.split import EmptySplit
 from perjoule.data.tokenizer import TextTokenizer
 from perjoule.measure.machine import MachineProfile, process_age_s
 from perjoule.measure.recorder import Recorder
@@ -190,7 +191,8 @@ class _Assembly:
         try:
             return data.split(section.split)
         except DataError as error:
-            if section.every_steps or section.every_epochs:
+            asked_for = section.every_steps or section.every_epochs
+            if self.config.stop.patience or (asked_for and not isinstance(error, EmptySplit)):
                 raise
             self.console.line(f"held-out loss: not measured ({error})")
             return None

@@ -273,6 +273,8 @@ class Session:
 
     def evaluate(self) -> bool:
         """Measure the held-out loss and take note of it; return whether its state shall be saved as the best."""
+        if self.held_out is None:
+            return False
         section, progress, begun = self.config.evaluate, self.progress, time.perf_counter()
         try:
             result = self.measure_held_out()

@@ -98,13 +98,13 @@ def test_a_component_without_held_out_rows_leaves_them_to_the_others(parts: list
     short = {**parts[1], "fractions": {"train": 1, "validation": 0, "test": 0}}
     mixture = built({"data": parts[0]}, {"data": short})
     assert mixture.split("test").num_samples == mixture.split("test.0").num_samples
-    assert "it needs documents" in mixture.facts["components"]["1"]["splits"]["test"]["unavailable"]
+    assert "has no documents" in mixture.facts["components"]["1"]["splits"]["test"]["unavailable"]
     alone = built({"data": short})
     with pytest.raises(
-        DataError, match=r"^data\.components\[0\]: the test split \(data\.fractions\.test=0\): 0 tokens"
+        DataError, match=r"^data\.components\[0\]: the test split \(data\.fractions\.test=0\) has no documents"
     ):
         alone.split("test")
-    assert "it needs documents" in alone.facts["splits"]["test"]["unavailable"]
+    assert "has no documents" in alone.facts["splits"]["test"]["unavailable"]
 
 
 def test_facts_say_what_is_mixed_and_how_often_each_is_read(parts: list[Part]) -> None:

@@ -13,7 +13,7 @@ from perjoule.data.formats import DEFAULT_LIMITS, Limits
 from perjoule.data.reader import RowsConfig, TextSamples
 from perjoule.data.shards import SplitTokens
 from perjoule.data.sources import Source, files_source
-from perjoule.data.split import SPLITS, TRAIN, Fractions
+from perjoule.data.split import SPLITS, TRAIN, EmptySplit, Fractions
 from perjoule.data.store import Store, prepare
 from perjoule.data.tokenizer import TextTokenizer, TokenizerConfig
 
@@ -46,7 +46,7 @@ class TextConfig(RowsConfig, ABC):
                 than one row.
             MissingExtra: for parquet files without pyarrow.
         """
-        source = self.source()
+        source = self.source().divided_by(self.fractions)
         store = prepare(source, self.tokenizer, self.fractions, cache_folder(self.cache))
         return TextDataSet(self, store, source.facts, seed)
 
@@ -113,9 +113,12 @@ class TextDataSet:
             raise DataError(f"no split {name!r}: {suggestion(name, SPLITS)}")
         if name not in self._samples:
             seed = self._seed if self._config.shuffle and name == TRAIN else None
+            tokens = self._store.splits[name]
+            if not tokens.num_documents:
+                raise EmptySplit(f"the {name} split ({self._config.whence(name)}) has no documents")
             identity = f"{self._origin['identity']} {name}"
             try:
-                samples = self._config.samples(self._store.splits[name], self.tokenizer, identity, seed)
+                samples = self._config.samples(tokens, self.tokenizer, identity, seed)
             except DataError as error:
                 raise DataError(f"the {name} split ({self._config.whence(name)}): {error}") from error
             self._samples[name] = samples
