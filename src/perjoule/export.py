@@ -5,7 +5,7 @@
     config.json generation_config.json       sizes and special tokens
     model.safetensors                        weights, float32
     tokenizer.json tokenizer_config.json     puts the document's token in front of a text, and adds nothing else
-    modeling_perjoule.py                     imports perjoule, for ``trust_remote_code=True``
+    modeling_perjoule.py perjoule_*.py       the model's code, for ``trust_remote_code=True``
     README.md                                model card, with what the training cost
 
 The folder appears whole: everything is written beside it and renamed at the end.
@@ -17,28 +17,36 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import metadata, version
 from pathlib import Path
 from typing import Any, Literal
 
 from perjoule.config import Config
 from perjoule.core.errors import ConfigError
 from perjoule.core.units import duration, si
+from perjoule.data.tokenizer import TextTokenizer
 from perjoule.evaluate.trained import Trained, load_trained
 from perjoule.measure.book import build_ledger
 from perjoule.measure.contract import Unavailable
 from perjoule.models.contract import count_parameters
-from perjoule.runs.folder import TOKENIZER
+from perjoule.runs.folder import TOKENIZER, read_manifest
 from perjoule.runs.tables import Run, load_run
 
 CARD = "README.md"
+CODE = """
+## Code
+The model's code is in this folder: `perjoule_*.py` are copies of the modules of perjoule {version}
+({license}; training, metering and this export are not among them). `trust_remote_code=True` runs them, and they need
+torch, transformers and pydantic. Where perjoule is installed it is used instead.
+"""
 USE = """
 ## Use
 ```python
-import perjoule.models.huggingface  # or trust_remote_code=True below
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
-ids = model.generate(**tokenizer(["The"], return_tensors="pt"), max_new_tokens=32)
+model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(".")
+ids = model.generate(**tokenizer(["The"], return_tensors="pt"), max_new_tokens=8)
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 ```
 """
@@ -101,7 +109,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
 
 def _write(trained: Trained, architecture: Any, folder: Path) -> None:
     """Write every file."""
-    tokens = trained.tokenizer if (trained.run / TOKENIZER).is_file() else None  # data sets of ours may have none
+    tokens = _tokens(trained)
     special = {} if tokens is None else {"bos_token_id": tokens.bos_id, "pad_token_id": tokens.pad_id}
     model = architecture.from_perjoule(trained.model, trained.shape["seq_len"], **special)
     with _no_progress_bar():
@@ -109,6 +117,22 @@ def _write(trained: Trained, architecture: Any, folder: Path) -> None:
     if tokens is not None:
         _tokenizer(trained).save_pretrained(folder)
     (folder / CARD).write_text(_card(trained, with_text=tokens is not None), encoding="utf-8")
+
+
+def _tokens(trained: Trained) -> TextTokenizer | None:
+    """Return the run's tokenizer; None if its data never had one.
+
+    Raises:
+        ConfigError: if it had, and the file is no longer there.
+    """
+    if (trained.run / TOKENIZER).is_file():
+        return trained.tokenizer
+    if "tokenizer" in read_manifest(trained.run)["data"].get("facts", {}):
+        raise ConfigError(
+            f"{trained.run} was trained on text, and its {TOKENIZER} is missing: without it nobody can use the model; "
+            "accepted: the file back in its place"
+        )
+    return None
 
 
 @contextmanager
@@ -152,7 +176,8 @@ def _card(trained: Trained, with_text: bool) -> str:
     run, kind = load_run(trained.run), str(getattr(trained.config, "kind", ""))
     rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(trained, run))
     head = f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [perjoule, {kind}]\n---\n"
-    return f"{head}# {run.name}, step {trained.step}\n\n| | |\n|---|---|\n{rows}\n{USE if with_text else ''}"
+    code = CODE.format(version=version("perjoule"), license=metadata("perjoule")["License-Expression"])
+    return f"{head}# {run.name}, step {trained.step}\n\n| | |\n|---|---|\n{rows}\n{code}{USE if with_text else ''}"
 
 
 def _facts(trained: Trained, run: Run) -> Iterator[tuple[str, str]]:

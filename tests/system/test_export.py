@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.system.tiny import SEQ_LEN, Tiny, run_of
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 from transformers.utils import logging
 
 import perjoule
@@ -19,10 +19,10 @@ from perjoule.evaluate.trained import Trained, load_trained
 from perjoule.export import ExportConfig, export
 from perjoule.models.ebt_denoiser import EBTDenoiserConfig
 from perjoule.runs import checkpoints
-from perjoule.runs.folder import CHECKPOINTS
+from perjoule.runs.folder import CHECKPOINTS, TOKENIZER
 
 KINDS = ("retnet", "longnet", "ebt", "transformer")
-FILES = {
+FILES = {  # beside the copies of our modules
     "README.md",
     "config.json",
     "generation_config.json",
@@ -66,7 +66,9 @@ def written_by_run(run: Path, prompts: list[str], new: int) -> list[list[int]]:
 def test_exported_model_writes_what_the_run_writes(kind: str, tiny: Tiny, tmp_path: Path) -> None:
     run = run_of(tiny.train(f"model.kind={kind}", "optimizer.lr=0.05"))
     files = export(run, tmp_path / "out")
-    assert {path.name for path in files} == FILES
+    assert {path.name for path in files if not path.name.startswith("perjoule_")} == FILES
+    assert (tmp_path / "out" / f"perjoule_models_{kind}.py").is_file()
+    assert {oct(path.stat().st_mode) for path in files} == {oct((run / "config.yaml").stat().st_mode)}
     assert all(path.is_file() and path.parent == tmp_path / "out" for path in files)
     model, tokenizer = loaded(tmp_path / "out")
     assert not model.training
@@ -75,6 +77,9 @@ def test_exported_model_writes_what_the_run_writes(kind: str, tiny: Tiny, tmp_pa
     new = SEQ_LEN - given["input_ids"].shape[1]
     written = model.generate(**given, max_new_tokens=new, do_sample=False, eos_token_id=None)
     assert written[:, -new:].tolist() == written_by_run(run, PROMPTS, new)
+    text = pipeline("text-generation", model=model, tokenizer=tokenizer)("the quick")[0]["generated_text"]
+    assert text.startswith("the quick")
+    assert kind == "retnet" or len(tokenizer(text)["input_ids"]) <= SEQ_LEN
 
 
 def test_exported_tokenizer_is_ours_behind_the_token_of_a_document(tiny: Tiny, tmp_path: Path) -> None:
@@ -161,12 +166,19 @@ def test_tokens_that_are_no_text_are_exported_without_a_tokenizer(tmp_path: Path
     small = ("model.dim=32", "model.num_layers=2", "batch.size=4", "backend=plain", "backend.threads=1", "data=dyck")
     settings = ("stop.steps=2", "evaluate.batches=1", f"runs={tmp_path}", "energy.sampler=off", "model=retnet")
     run = run_of(perjoule.train(perjoule.load(None, *small, *settings)))
-    assert {path.name for path in export(run, tmp_path / "out")} == {
-        name for name in FILES if not name.startswith("tokenizer")
-    }
+    files = {path.name for path in export(run, tmp_path / "out") if not path.name.startswith("perjoule_")}
+    assert files == {name for name in FILES if not name.startswith("tokenizer")}
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.generate(torch.ones(1, 3, dtype=torch.int64), max_new_tokens=2).shape == (1, 5)
     assert "AutoTokenizer" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_text_without_its_tokenizer_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    run = run_of(tiny.train())
+    (run / TOKENIZER).unlink()
+    with pytest.raises(ConfigError, match=r"was trained on text, and its tokenizer.json is missing"):
+        export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_model_that_is_no_language_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +230,8 @@ def test_command_prints_the_files_or_one_clear_line(
     capsys.readouterr()
     assert main(["export", str(run), str(folder), "checkpoint=best"]) == 0
     shown = capsys.readouterr()
-    assert shown.out.splitlines() == sorted(str(folder / name) for name in FILES)
+    files = [line for line in shown.out.splitlines() if "perjoule_" not in Path(line).name]
+    assert files == sorted(str(folder / name) for name in FILES)
     assert shown.err == ""
     assert main(["export", str(run), str(folder)]) == 2
     shutil.rmtree(folder)

@@ -20,15 +20,26 @@ LOAD = """
 import os, sys, torch
 from transformers import AutoModelForCausalLM, GenerationMixin
 
-child = os.fork()  # importing transformers is what takes time: once for both ways
-if child:
+own, again, *folders = sys.argv[1:]
+for place in folders:
+    child = os.fork()  # importing transformers is what takes time: once for all ways
+    if not child:
+        if place == "alone":  # as if perjoule were not installed; jaxtyping comes with it
+            sys.modules["perjoule"] = sys.modules["jaxtyping"] = None
+        elif place == "imported":
+            import perjoule.models.huggingface
+        for folder in sorted(os.listdir(own)):
+            arguments = {} if place == "imported" else {"trust_remote_code": True}
+            model = AutoModelForCausalLM.from_pretrained(f"{own}/{folder}", **arguments)
+            expected = torch.load(f"{own}/{folder}/logits.pt")
+            torch.testing.assert_close(model(torch.arange(2, 12)[None]).logits, expected, rtol=1e-3, atol=1e-3)
+            written = model.generate(torch.arange(2, 10)[None], max_new_tokens=5, do_sample=False)
+            print(place, type(model).__module__.split(".")[0], type(model).__name__, written.shape[1], flush=True)
+            if place == "alone":
+                model.save_pretrained(f"{again}/{folder}")
+                torch.save(expected, f"{again}/{folder}/logits.pt")
+        os._exit(0)
     os.waitpid(child, 0)
-    import perjoule.models.huggingface
-arguments = {} if child else {"trust_remote_code": True}
-for folder in sys.argv[1:]:
-    model = AutoModelForCausalLM.from_pretrained(folder, **arguments)
-    written = model.generate(torch.arange(2, 10)[None], max_new_tokens=5, do_sample=False)
-    print(type(model).__module__, type(model).__name__, written.tolist()[0])
 """
 
 
@@ -75,21 +86,29 @@ def test_weights_are_loaded_in_the_type_that_is_asked_for(kind: str, dtype: torc
         assert_close(loaded(ids).logits, model.double()(ids).logits)
 
 
-def test_a_fresh_process_finds_the_classes_by_trust_or_after_the_import(tmp_path: Path, own_cache: Path) -> None:
-    expected, folders = [], [str(tmp_path / kind) for kind in KINDS]
-    for kind, folder in zip(KINDS, folders, strict=True):
-        model = new_model(kind)
-        model.save_pretrained(folder)
-        written = model.generate(torch.arange(2, 10)[None], max_new_tokens=5, do_sample=False).tolist()[0]
-        expected.append(f"perjoule.models.huggingface.architectures {type(model).__name__} {written}")
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, *folders],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"OMP_NUM_THREADS": "1", "HF_HOME": str(own_cache / "hugging-face"), "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.stdout.splitlines() == [*expected, *expected], done.stderr
+def test_a_fresh_process_loads_a_folder_with_perjoule_and_without(tmp_path: Path, own_cache: Path) -> None:
+    own, again = tmp_path / "own", tmp_path / "again"
+    for kind in KINDS:
+        model = new_model(kind, eos_token_id=None)
+        model.save_pretrained(own / kind)
+        torch.save(model(torch.arange(2, 12)[None]).logits.detach(), own / kind / "logits.pt")
+
+    def loads(folder: Path, *ways: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, str(folder), str(again), *ways],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"OMP_NUM_THREADS": "1", "HF_HOME": str(own_cache / "hugging-face"), "HF_HUB_OFFLINE": "1"},
+        )
+        assert done.stdout, done.stderr
+        return done.stdout.splitlines()
+
+    names = [ARCHITECTURES[kind].__name__ for kind in sorted(KINDS)]
+    packages = {"trusted": "perjoule", "imported": "perjoule", "alone": "transformers_modules"}
+    expected = [f"{way} {package} {name} 13" for way, package in packages.items() for name in names]
+    assert loads(own, *packages) == expected
+    assert loads(again, "alone") == expected[-len(KINDS) :]  # what was saved from such copies loads as well
 
 
 def test_weights_that_a_file_lacks_are_drawn_and_reported(tmp_path: Path) -> None:

@@ -10,26 +10,17 @@ from perjoule.core.errors import MissingExtra
 
 try:
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 except ImportError as error:
     raise MissingExtra("perjoule.models.huggingface needs transformers: pip install 'perjoule[huggingface]'") from error
 
-from perjoule.models.huggingface.architectures import (
-    ARCHITECTURES,
-    EBTForCausalLM,
-    LongNetForCausalLM,
-    PerjouleTransformerForCausalLM,
-    RetNetForCausalLM,
-)
+from perjoule.models.huggingface.architectures import ARCHITECTURES
 from perjoule.models.huggingface.cache import DecoderCache
 from perjoule.models.huggingface.causal_lm import PerjouleForCausalLM
-from perjoule.models.huggingface.config import (
-    PerjouleConfig,
-    PerjouleEBTConfig,
-    PerjouleLongNetConfig,
-    PerjouleRetNetConfig,
-    PerjouleTransformerConfig,
-)
+from perjoule.models.huggingface.config import PerjouleConfig
+from perjoule.models.huggingface.ebt import EBTForCausalLM, PerjouleEBTConfig
+from perjoule.models.huggingface.longnet import LongNetForCausalLM, PerjouleLongNetConfig
+from perjoule.models.huggingface.retnet import PerjouleRetNetConfig, RetNetForCausalLM
+from perjoule.models.huggingface.transformer import PerjouleTransformerConfig, PerjouleTransformerForCausalLM
 
 __all__ = [
     "ARCHITECTURES",
@@ -49,5 +40,3 @@ __all__ = [
 for _architecture in ARCHITECTURES.values():
     AutoConfig.register(_architecture.config_class.model_type, _architecture.config_class, exist_ok=True)
     AutoModelForCausalLM.register(_architecture.config_class, _architecture, exist_ok=True)
-    # The Trainer shifts labels that it smooths, and pipelines know a model, by this table of names only.
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[_architecture.config_class.model_type] = _architecture.__name__

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from perjoule.core.errors import ConfigError
 from perjoule.core.labels import IGNORED
@@ -54,6 +55,12 @@ def divided(loss: Tensor | None, targets: Tensor | None, num_items: Tensor | int
 
 class PerjouleForCausalLM(PerjoulePreTrainedModel):  # type: ignore[no-untyped-call]
     """One of our language models; an architecture adds its configuration and transformers' ``GenerationMixin``."""
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        """Make the class known as a causal language model, so that the Trainer shifts labels that it smooths."""
+        super().__init_subclass__(**named)
+        # It looks the class's name up in this table; the keys are model types of transformers itself, and never ours.
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[f"{cls.__module__}.{cls.__qualname__}"] = cls.__name__
 
     def generate(self, inputs: Tensor | None = None, *arguments: Any, **named: Any) -> Any:
         """Write behind prompts; see transformers.

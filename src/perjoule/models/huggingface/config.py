@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from perjoule.config import Component, Config
-from perjoule.models import SHELF
+from perjoule.core.registry import Shelf
 
 
 class PerjouleConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
@@ -35,6 +35,8 @@ class PerjouleConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     kind: ClassVar[str]
     """Of our own configuration on the shelf of models."""
+    own_class: ClassVar[type[Config]]
+    """Our own configuration."""
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "dim",
@@ -67,8 +69,7 @@ class PerjouleConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     @classmethod
     def own_fields(cls) -> list[str]:
         """Return the names of the fields of our own configuration, but for those that are Hugging Face's as well."""
-        own: type[Config] = SHELF.load(cls.kind)
-        return [name for name in own.model_fields if name not in {"kind", "vocab_size"}]
+        return [name for name in cls.own_class.model_fields if name not in {"kind", "vocab_size"}]
 
     @property
     def own(self) -> Config:
@@ -82,52 +83,14 @@ class PerjouleConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     @property
     def num_positions(self) -> int | None:
         """Return how many tokens the model can read; None if there is no last position."""
-        return None if self.kind == "retnet" or self.positions == "none" else self.seq_len
+        return self.seq_len if hasattr(self, "positions") and self.positions != "none" else None
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Do nothing: transformers would copy perjoule's source into every folder that is saved from now on."""
 
     def _checked(self, own: dict[str, Any]) -> Config:
-        config: Config = Component(SHELF).instantiate({"kind": self.kind, "vocab_size": self.vocab_size, **own})
+        # A shelf of its own: this code also runs as copies in an exported folder, under other modules' names.
+        shelf = Shelf("models", {self.kind: f"{self.own_class.__module__}:{self.own_class.__name__}"})
+        config: Config = Component(shelf).instantiate({"kind": self.kind, "vocab_size": self.vocab_size, **own})
         return config
-
-
-class PerjouleRetNetConfig(PerjouleConfig):  # type: ignore[no-untyped-call]
-    """Configuration of a :class:`~perjoule.models.retnet.RetNet`."""
-
-    model_type = "perjoule_retnet"
-    kind: ClassVar[str] = "retnet"
-
-    def __init__(self, **fields: Any) -> None:
-        super().__init__(**fields)
-
-
-class PerjouleLongNetConfig(PerjouleConfig):  # type: ignore[no-untyped-call]
-    """Configuration of a :class:`~perjoule.models.longnet.LongNet`."""
-
-    model_type = "perjoule_longnet"
-    kind: ClassVar[str] = "longnet"
-
-    def __init__(self, **fields: Any) -> None:
-        super().__init__(**fields)
-
-
-class PerjouleEBTConfig(PerjouleConfig):  # type: ignore[no-untyped-call]
-    """Configuration of an :class:`~perjoule.models.ebt.EBT`."""
-
-    model_type = "perjoule_ebt"
-    kind: ClassVar[str] = "ebt"
-
-    def __init__(self, **fields: Any) -> None:
-        super().__init__(**fields)
-
-
-class PerjouleTransformerConfig(PerjouleConfig):  # type: ignore[no-untyped-call]
-    """Configuration of a :class:`~perjoule.models.transformer.Transformer`."""
-
-    model_type = "perjoule_transformer"
-    kind: ClassVar[str] = "transformer"
-
-    def __init__(self, **fields: Any) -> None:
-        super().__init__(**fields)

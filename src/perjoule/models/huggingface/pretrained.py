@@ -12,36 +12,12 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from perjoule.core.errors import ConfigError
 from perjoule.models.huggingface.config import PerjouleConfig
-from perjoule.models.layers.language import Block
+from perjoule.models.huggingface.source import CODE, write_code
 from perjoule.models.layers.norm import RMSNorm
 from perjoule.models.layers.rope import RotaryTable
-from perjoule.models.retnet import Block as RetNetBlock
-
-CODE = "modeling_perjoule"
-IMPORT = '''"""perjoule's classes for `trust_remote_code=True`; perjoule must be installed."""
-
-from perjoule.models.huggingface import {config}, {model}
-
-__all__ = ["{config}", "{model}"]
-'''
-
-
-class CheckpointedBlock(GradientCheckpointingLayer, Block):  # type: ignore[no-untyped-call]
-    """A block whose activations transformers may compute again in the backward pass, as ``Trainer`` can ask for."""
-
-
-class CheckpointedRetNetBlock(GradientCheckpointingLayer, RetNetBlock):  # type: ignore[no-untyped-call]
-    """The same of a RetNet."""
-
-
-CHECKPOINTED: Mapping[type[nn.Module], type[nn.Module]] = {
-    Block: CheckpointedBlock,
-    RetNetBlock: CheckpointedRetNetBlock,
-}
 
 
 class PerjoulePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
@@ -60,8 +36,9 @@ class PerjoulePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """Whether evaluation needs autograd."""
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    checkpointed: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
+    """Blocks, and what they become so that transformers can compute their activations again."""
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Block", *(block.__name__ for block in CHECKPOINTED.values())]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _is_stateful = True  # what was read cannot be taken back, so that `generate` refuses assisted decoding
 
@@ -72,7 +49,7 @@ class PerjoulePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.post_init()  # type: ignore[no-untyped-call]
         self.model = self._build()
         for block in self.model.modules():
-            block.__class__ = CHECKPOINTED.get(type(block), type(block))
+            block.__class__ = self.checkpointed.get(type(block), type(block))
         if checkpointing:
             self._set_gradient_checkpointing()
 
@@ -136,6 +113,8 @@ class PerjoulePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             pad_token_id=pad_token_id,
         )
         wrapped, weight = cls(config), next(source.parameters())
+        # Whoever says nothing, as pipelines do, gets what the positions hold.
+        wrapped.generation_config.max_length = config.num_positions
         wrapped.model.to(device=weight.device, dtype=weight.dtype)
         wanted = wrapped.model.state_dict()
         weights = {name: tensor for name, tensor in source.state_dict().items() if name in wanted}
@@ -144,21 +123,20 @@ class PerjoulePreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         return wrapped
 
     def save_pretrained(self, save_directory: str | PathLike[Any], *arguments: Any, **named: Any) -> None:
-        """Write config.json, model.safetensors, and code that lets AutoModel find perjoule without its being imported.
+        """Write config.json, model.safetensors, and the code that ``trust_remote_code`` runs.
 
         Args:
             save_directory: the folder.
             arguments: as transformers accepts them.
             named: likewise.
         """
-        names = {"config": self.config_class.__name__, "model": type(self).__name__}
-        self.config.auto_map = {
-            "AutoConfig": f"{CODE}.{names['config']}",
-            "AutoModelForCausalLM": f"{CODE}.{names['model']}",
-        }
+        config, model = self.config_class.__name__, type(self).__name__
+        self.config.auto_map = {"AutoConfig": f"{CODE}.{config}", "AutoModelForCausalLM": f"{CODE}.{model}"}
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        (Path(save_directory) / f"{CODE}.py").write_text(IMPORT.format(**names), encoding="utf-8")
+        write_code(Path(save_directory), self.config_class.__module__, config, model)
         super().save_pretrained(save_directory, *arguments, **named)
+        for path in Path(save_directory).glob("*.safetensors"):  # whose writer lets nobody else read them
+            path.chmod((Path(save_directory) / f"{CODE}.py").stat().st_mode)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
