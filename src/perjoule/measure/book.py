@@ -46,11 +46,11 @@ def build_ledger(run: Run) -> Ledger:
                 found = Unavailable(missing["reason"], missing.get("remedy", ""))
                 unavailable[(missing["kind"], found.reason)] = found
         for node, files in nodes.items():
-            for found in _accounts(run, segment, node, files, alone=len(nodes) == 1):
-                if isinstance(found, Account):
-                    accounts.append(found)
+            for one in _accounts(run, segment, node, files, alone=len(nodes) == 1):
+                if isinstance(one, Account):
+                    accounts.append(one)
                 else:
-                    unavailable[(found.domain, found.missing.reason)] = found.missing
+                    unavailable[(one.domain, one.missing.reason)] = one.missing
     return Ledger(tuple(accounts), tuple((kind, missing) for (kind, _), missing in unavailable.items()))
 
 

@@ -33,6 +33,7 @@ from perjoule.measure.blocked import FORWARDED
 from perjoule.measure.carbon import CarbonConfig
 from perjoule.measure.config import EnergyConfig
 from perjoule.measure.contract import Site
+from perjoule.measure.machine_load import MachineLoad
 from perjoule.measure.meters.nvidia import NvidiaConfig
 from perjoule.measure.meters.sysfs import text
 from perjoule.measure.process_tree import CpuClocks, descendants
@@ -165,6 +166,9 @@ class _Program(Measurement):
 
     def _site(self, devices: tuple[str, ...]) -> Site:
         return Site(self._pids, devices, 0 if self._pids else os.getpid())
+
+    def _watch_load(self) -> MachineLoad:
+        return MachineLoad((*self._pids, os.getpid()))
 
     def _cpu_ns(self) -> int:
         if self._clocks is None:

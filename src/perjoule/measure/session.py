@@ -37,11 +37,13 @@ from perjoule.measure.carbon import CarbonConfig
 from perjoule.measure.config import EnergyConfig
 from perjoule.measure.contract import Site, Unavailable
 from perjoule.measure.machine import device_name, host_facts, process_age_s
+from perjoule.measure.machine_load import MachineLoad
 from perjoule.measure.recorder import FencePolicy, Recorder, Timed
 from perjoule.measure.sampler import Sampler, SamplerState
 from perjoule.runs import folder
 from perjoule.runs.folder import RunFolder
 from perjoule.runs.journal import BEGIN, END, JournalWriter
+from perjoule.runs.machine_load import KEY
 from perjoule.runs.tables import last_step
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ class Measurement:
         self._num_steps = 0
         self._watched_s = 0.0
         self._stop_poller: Callable[[], None] = lambda: None
+        self._load: MachineLoad | None = None
 
     def __enter__(self) -> Measurement:
         """Make the run folder, start the sampler and wait for its first readings.
@@ -149,7 +152,7 @@ class Measurement:
         except BaseException as error:  # Ctrl-C while it waits: a block that is not entered has no end
             self.__exit__(type(error), error, None)
             raise
-        self._begun_s = time.monotonic()
+        self._begun_s, self._load = time.monotonic(), self._watch_load()
         self._mark_edge()
         return self
 
@@ -170,10 +173,10 @@ class Measurement:
         Raises:
             RunFolderError: if the folder cannot be written; the meters are no longer read all the same.
         """
-        seconds = time.monotonic() - self._begun_s
+        seconds, load = time.monotonic() - self._begun_s, {} if self._load is None else {KEY: self._load.facts()}
         with contextlib.ExitStack() as last:  # each is done even if one before it fails
             last.callback(self._folder.close)
-            last.callback(self._folder.end, status, reason, last_step=self._num_steps, seconds=seconds)
+            last.callback(self._folder.end, status, reason, last_step=self._num_steps, seconds=seconds, **load)
             last.callback(self._recorder.close)
             last.callback(self._sampler.stop)
             last.callback(self._stop_poller)
@@ -297,6 +300,10 @@ class Measurement:
     def _site(self, devices: tuple[str, ...]) -> Site:
         """Return whose energy is metered."""
         return Site((os.getpid(),), devices)
+
+    def _watch_load(self) -> MachineLoad:
+        """Begin to watch what other programs use."""
+        return MachineLoad()
 
     def _cpu_ns(self) -> int:
         """Return the CPU time of what is measured."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from perjoule.report import energy_comparison, equal_terms, ledger_table, wording
 from perjoule.report.summary import Summary
 from perjoule.report.what_ran import Block, blocks
+from perjoule.runs.machine_load import busy_lines
 from perjoule.runs.tables import Run
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
@@ -17,7 +18,7 @@ def run_markdown(run: Run, summary: Summary) -> str:
     """Return the report of one run."""
     lines = [f"# {escape(run.name)}", "", f"**{escape(run.status)}** {escape(run.reason)}".rstrip(), ""]
     lines += [escape(wording.headline(run)), ""]
-    lines += [f"> {escape(warning)}\n" for warning in run.warnings]
+    lines += [f"> {escape(warning)}\n" for warning in (*run.warnings, *busy_lines(run))]
     lines += [
         "## Figures",
         "",
@@ -42,7 +43,7 @@ def comparison_markdown(labels: Sequence[str], runs: Sequence[Run], summaries: S
     rows = wording.compared_rows(labels, runs, summaries)
     lines = ["# Comparison", "", *_table(headings, rows, "ll" + "r" * (len(headings) - 2)), ""]
     lines += [f"- {escape(line)}" for line in wording.compared_reasons(summaries)]
-    lines += [f"- {escape(run.name)}: {escape(warning)}" for run in runs for warning in run.warnings]
+    lines += [f"- {escape(run.name)}: {escape(one)}" for run in runs for one in (*run.warnings, *busy_lines(run))]
     equal = [*equal_terms.size_rows(runs), *equal_terms.equal_rows(runs, summaries)]
     if equal:
         lines += ["", f"## {equal_terms.EQUAL_TERMS}", ""]

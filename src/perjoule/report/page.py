@@ -18,6 +18,7 @@ from perjoule.report.equal_terms import EQUAL_TERMS, equal_rows, size_rows
 from perjoule.report.quantity import Quantity, Unavailable
 from perjoule.report.summary import LABELS, Summary
 from perjoule.report.what_ran import Block, Entry, blocks
+from perjoule.runs.machine_load import busy_lines
 from perjoule.runs.tables import Run
 
 _TILES = ("wall_s", "tokens_per_s", "loss_validation", "mfu_full", "memory_bytes", "energy_j", "carbon_gco2e")
@@ -40,7 +41,7 @@ def run_page(run: Run, summary: Summary) -> str:
         ranks = elements.section("Rank by rank", f'<div class="card wide">{table}{note}</div>')
     body = [
         _header(run.name, run.status, run.reason, wording.headline(run)),
-        _warnings(run.warnings),
+        _warnings((*run.warnings, *busy_lines(run))),
         _tiles(summary),
         phases,
         ranks,
@@ -74,7 +75,7 @@ def comparison_page(labels: Sequence[str], runs: Sequence[Run], summaries: Seque
     )
     body = [
         _header("Comparison", "", "", f"{len(runs)} runs"),
-        _warnings([f"{run.name}: {warning}" for run in runs for warning in run.warnings]),
+        _warnings([f"{run.name}: {warning}" for run in runs for warning in (*run.warnings, *busy_lines(run))]),
         elements.section("Figures", f'<div class="card wide">{table}{reasons}</div>'),
         elements.section(EQUAL_TERMS, f'<div class="card wide">{equal}</div>') if rows else "",
         energy_page.compared(labels, summaries, colors),

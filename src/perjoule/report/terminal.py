@@ -10,6 +10,7 @@ from rich.text import Text
 
 from perjoule.report import energy_comparison, equal_terms, ledger_table, wording
 from perjoule.report.summary import Summary
+from perjoule.runs.machine_load import busy_lines
 from perjoule.runs.tables import Run
 
 _RUNS_BESIDE, _RANKS_BESIDE = 4, 6
@@ -103,8 +104,8 @@ def print_comparison(
 
 
 def print_warnings(console: Console, run: Run) -> None:
-    """Print what could not be read."""
-    for warning in run.warnings:
+    """Print what could not be read, and that the machine was busy."""
+    for warning in (*run.warnings, *busy_lines(run)):
         console.print(Text(f"warning: {run.name}: {warning}", "yellow"))
 
 

@@ -14,10 +14,12 @@ import torch
 from perjoule.core.units import byte_size, si
 from perjoule.measure.contract import Site, Unavailable
 from perjoule.measure.machine import MachineProfile, host_facts
+from perjoule.measure.machine_load import MachineLoad
 from perjoule.measure.overhead import AGAIN, NOT_MEASURED, Overhead, stored
 from perjoule.measure.sensors import Refresh
 from perjoule.measure.survey import Finding, survey
 from perjoule.models.layers.attention import KERNELS
+from perjoule.runs.machine_load import busy_line
 from perjoule.train import overhead, probe
 from perjoule.train.backend import choose, prepare
 from perjoule.train.config import BackendConfig
@@ -34,7 +36,7 @@ def examine(again: bool = False) -> Iterator[str]:
     host = host_facts()
     yield f"machine    {host['cpu']}, {host['cores']} cores, {byte_size(host['memory_bytes'])} memory"
     yield f"software   Python {host['python']}, torch {host['torch']}, perjoule {host['perjoule']}, {host['system']}"
-    profile = MachineProfile()
+    profile, load = MachineProfile(), MachineLoad()
     if again:
         profile.forget()
     early = prepare(BackendConfig(), Ranks(), profile)
@@ -62,6 +64,8 @@ def examine(again: bool = False) -> Iterator[str]:
         yield f"auto       {line}"
     device = "cuda" if cuda else "cpu"
     yield from overhead_lines(stored(profile, device), device)
+    if busy := busy_line(load.facts()):
+        yield f"load       {busy} while this was measured"
     yield f"profile    {profile.path}"
 
 

@@ -27,10 +27,12 @@ from perjoule.measure.config import EnergyConfig
 from perjoule.measure.contract import Form, Site, Unavailable
 from perjoule.measure.live import LiveEnergy
 from perjoule.measure.machine import device_name
+from perjoule.measure.machine_load import MachineLoad
 from perjoule.measure.sampler import Sampler, SamplerState
 from perjoule.measure.scopes import outermost
 from perjoule.runs import folder
 from perjoule.runs.carbon_series import read_carbon_series
+from perjoule.runs.machine_load import KEY
 from perjoule.train.budget import Budget, Emitted
 from perjoule.train.config import StopConfig, TrainConfig
 from perjoule.train.console import Console
@@ -83,6 +85,7 @@ class Metering:
         sampler: None on ranks that do not lead their node, and where nothing is metered.
         intensity: what a kWh emits when the segment begins; None on ranks that do not lead.
         poller: fetches it again and again, where it changes.
+        load: what other programs use meanwhile, on the node that leads.
         referee: CodeCarbon beside our meters, where it was asked for.
     """
 
@@ -96,6 +99,7 @@ class Metering:
     sampler: Sampler | None
     intensity: Intensity | Unavailable | None = None
     poller: Poller | None = None
+    load: MachineLoad | None = None
     referee: Referee | None = None
     _next_s: float = 0.0
 
@@ -126,6 +130,8 @@ class Metering:
             site = Site(tuple(other.pid for other in mine), tuple(devices))
             path = folder.sample_path(run, segment, place.node)
             metering.sampler = Sampler.start(path, config.energy, site, place.node, {"segment": segment})
+        if ranks.leads:
+            metering.load = MachineLoad(tuple(other.pid for other in mine))
         try:
             if mine[0] == place and config.energy.cross_check is not None:
                 metering.referee = Referee.start(config.carbon.location)
@@ -141,6 +147,10 @@ class Metering:
         """Return what the manifest says; only the leading rank knows it all."""
         energy = {"config": self.energy.model_dump(mode="json"), "nodes": list(self.nodes)}
         return {"energy": energy} | ({"carbon": self.carbon.facts(self.intensity)} if self.intensity else {})
+
+    def load_facts(self) -> dict[str, Any]:
+        """Return what the manifest says at the end of how busy other programs kept the machine."""
+        return {} if self.load is None else {KEY: self.load.facts()}
 
     def ready(self) -> None:
         """Wait for the sampler, but not for long, and print what is metered."""

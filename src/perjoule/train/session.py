@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -329,6 +330,10 @@ class Session:
                 best=checkpoints.best_step(self.folder.checkpoints) == saved.step,
             )
 
+    def _load(self) -> dict[str, Any]:
+        """Return how busy other programs kept the machine."""
+        return self.metering.load_facts() if self.metering is not None else {}
+
     def end(self, recorder: Recorder, status: str, reason: str, goal: Goal) -> None:
         """Evaluate once more unless asked to stop, save the last state, stop metering, write how the segment ended."""
         progress, costs, begun = self.progress, self.costs, time.perf_counter()
@@ -350,7 +355,7 @@ class Session:
         self.close()
         progress.seconds += time.perf_counter() - begun
         if self.folder is not None:
-            self.folder.end(status, reason, last_step=progress.step, seconds=progress.seconds)
+            self.folder.end(status, reason, last_step=progress.step, seconds=progress.seconds, **self._load())
         self.console.line(f"{status}: {reason}, at step {progress.step}")
         if self.bridge is not None:
             self.bridge.report()
@@ -374,7 +379,7 @@ class Session:
         try:
             self.checkpointer.wait()
             self.close()
-            self.folder.end(status, reason, last_step=self.progress.step, seconds=self.progress.seconds)
+            self.folder.end(status, reason, last_step=self.progress.step, seconds=self.progress.seconds, **self._load())
         except PerjouleError as second:  # a full disk, most likely; the journal and the checkpoints before stay
             self.console.line(str(second))
 

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from signal import raise_signal
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,8 +23,10 @@ from perjoule.core.units import si
 from perjoule.estimate.contract import Estimate
 from perjoule.estimate.own.sample import Sample, read_sample
 from perjoule.measure.machine import MachineProfile, cpu_info
+from perjoule.measure.machine_load import MachineLoad
 from perjoule.outlook.series import student
 from perjoule.runs.folder import read_manifest
+from perjoule.runs.machine_load import busy_line
 
 if TYPE_CHECKING:
     from perjoule.config.resolve import Resolved
@@ -78,10 +80,12 @@ class Calibration:
     Args:
         samples: one for each configuration.
         chosen: what ``backend: auto`` stands for here, by key of the backend section.
+        load: how busy other programs kept the machine meanwhile, as in a run's manifest.
     """
 
     samples: tuple[Sample, ...]
     chosen: Mapping[str, Any]
+    load: Mapping[str, Any] = field(default_factory=dict)
 
 
 def overrides_of(
@@ -149,7 +153,9 @@ def read_calibration(profile: MachineProfile) -> Calibration | None:
     stored = profile.get(KEPT)
     with suppress(KeyError, TypeError):
         if stored is not None:
-            return Calibration(tuple(map(Sample.from_json, stored["samples"])), dict(stored["chosen"]))
+            return Calibration(
+                tuple(map(Sample.from_json, stored["samples"])), dict(stored["chosen"]), stored.get("load") or {}
+            )
     return None
 
 
@@ -182,6 +188,7 @@ def calibrate(
     if not set(done) <= labels:  # of another set or another number of rounds
         done = {}
     chosen: dict[str, Any] = {}
+    load = MachineLoad()
     for number, (label, name) in enumerate(plan, 1):
         if label in done:
             continue
@@ -198,8 +205,11 @@ def calibrate(
         if sample.name not in best or sample.step_s < best[sample.name].step_s:
             best[sample.name] = sample
     chosen = {**next(iter(done.values()))["chosen"], "precision": here()[-1]}
-    profile.put(KEPT, {"samples": [one.as_json() for one in best.values()], "chosen": chosen})
+    facts = load.facts()
+    profile.put(KEPT, {"samples": [one.as_json() for one in best.values()], "chosen": chosen, "load": facts})
     profile.put(UNDER_WAY, None)
+    if busy := busy_line(facts):
+        yield f"{busy}; what was measured may be slower than this machine is: calibrate again when it is quiet"
 
 
 def calibrate_compiled(

@@ -26,6 +26,7 @@ from perjoule.estimate.own.recipe import COMPILED, Machine, RecipeEstimate, esti
 from perjoule.estimate.own.remaining import Rest, estimate_rest
 from perjoule.measure.machine import MachineProfile
 from perjoule.runs.folder import MANIFEST
+from perjoule.runs.machine_load import busy_line
 from perjoule.runs.tables import load_run
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ def estimate_verb(request: Request, trainer: Trainer, profile: MachineProfile | 
 
     base = estimate((), machine)
     yield from _recipe_lines(target or "the default recipe", machine, base)
+    if device is None and not request.calibrate and known is not None and (busy := busy_line(known.load)):
+        yield f"when it was calibrated {busy}: perjoule estimate --calibrate measures it anew"
     if request.alternatives:
         yield from _alternative_lines(rank(config, machine, base, estimate, request.devices), machine)
     if budget is not None:
