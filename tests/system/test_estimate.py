@@ -24,6 +24,7 @@ from perjoule.estimate.own.calibration import (
 )
 from perjoule.estimate.own.verb import Request, estimate_verb
 from perjoule.measure.machine import MachineProfile
+from perjoule.measure.machine_load import MachineLoad
 from perjoule.train.console import Console
 from perjoule.train.run import train
 
@@ -43,6 +44,25 @@ def train_silently(config: Any, *, recipe: str) -> Any:
 
 
 TRAINER = Trainer(perjoule.load, train_silently)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> Iterator[None]:
+    """Whatever else this machine does, no line speaks of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MachineLoad, "facts", lambda self: {"others": 0.0, "steal": 0.0, "seconds": 1.0})
+        yield
+
+
+def test_a_calibration_on_a_busy_machine_says_so_then_and_whenever_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Tiny
+) -> None:
+    monkeypatch.setattr(MachineLoad, "facts", lambda self: {"others": 0.6, "steal": 0.0, "seconds": 1.0})
+    profile = MachineProfile(tmp_path / "profile")
+    *_, last = calibrate(TRAINER, profile, seconds=0.1, rounds=1, which=TWO)
+    assert last.startswith("the machine was busy: other programs used 60 % of the cores; ")
+    lines = ask(MachineProfile(tmp_path / "profile"), overrides=recipe(tiny))
+    assert any(line.startswith("when it was calibrated the machine was busy: other programs") for line in lines)
 
 
 @pytest.fixture(scope="module")
