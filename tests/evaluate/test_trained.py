@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.system.tiny import Tiny, write_corpus
+from tests.system.tiny import Tiny, run_of, write_corpus
 
 import perjoule
 from perjoule.config import yaml
@@ -62,7 +62,7 @@ def test_a_model_is_evaluated_from_any_folder_and_where_its_data_was_moved(
 ) -> None:
     corpus = write_corpus(tmp_path / "corpus")
     monkeypatch.chdir(tmp_path)
-    run = Tiny(Path("corpus"), Path("runs")).train().run
+    run = run_of(Tiny(Path("corpus"), Path("runs")).train())
     assert run == Path("runs") / run.name
     kept = yaml.load((run / CONFIG).read_text(encoding="utf-8"), CONFIG).data
     assert (kept["data"]["path"], kept["runs"]) == (str(corpus), "runs")

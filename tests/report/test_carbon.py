@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 from tests.report.ledgers import GERMANY, NO_ENERGY, gpu, ledger
-from tests.runs.synthetic import SyntheticRun
+from tests.runs.synthetic import SyntheticRun, finished_run
 
-from perjoule.report.carbon import Factors, segment_factors
-from perjoule.report.quantity import Unavailable
+from perjoule.core.errors import ConfigError
+from perjoule.measure.carbon.table import look_up
+from perjoule.report.carbon import Factors, segment_factors, with_carbon
+from perjoule.report.quantity import Quantity, Unavailable
+from perjoule.report.summary import summarize
 from perjoule.runs.carbon_series import CARBON
 from perjoule.runs.tables import Run, load_run
 
@@ -100,3 +103,29 @@ def test_a_live_intensity_without_energy_is_that_of_the_begin(tmp_path: Path) ->
     fetched(run, (0.0, 100.0))
     factors = segment_factors(run, NO_ENERGY)[0]
     assert isinstance(factors, Factors) and factors.gco2e_per_kwh == 300
+
+
+def test_place_and_price_may_be_given_after_the_run(tmp_path: Path) -> None:
+    run = load_run(finished_run(tmp_path / "a"))
+    recorded = (tmp_path / "a" / "manifest.json").read_bytes()
+    assert isinstance(summarize(run, ledger()).carbon_gco2e, Unavailable)
+    told = with_carbon(run, ["carbon.location=FRA", "carbon.price_per_kwh=0.25", "carbon.currency=EUR"])
+    summary = summarize(told, ledger())
+    carbon, price = summary.carbon_gco2e, summary.price
+    assert isinstance(carbon, Quantity) and isinstance(price, Quantity) and isinstance(summary.energy_j, Quantity)
+    kwh = summary.energy_j.value / 3.6e6
+    assert carbon.value == pytest.approx(kwh * look_up("FRA").g_per_kwh)
+    assert "given with this report" in carbon.how
+    assert (price.value, price.unit) == (pytest.approx(kwh * 0.25), "EUR")
+    assert any("carbon.location=FRA" in warning for warning in told.warnings)
+    # The price alone leaves the place as it was; what nobody has named is not invented.
+    dearer = summarize(with_carbon(told, ["carbon.price_per_kwh=0.5"]), ledger())
+    assert isinstance(dearer.price, Quantity) and isinstance(dearer.carbon_gco2e, Quantity)
+    assert (dearer.price.value, dearer.price.unit) == (pytest.approx(kwh * 0.5), "EUR")
+    assert dearer.carbon_gco2e.value == carbon.value
+    alone = summarize(with_carbon(run, ["carbon.price_per_kwh=0.5"]), ledger())
+    assert isinstance(alone.carbon_gco2e, Unavailable)
+    assert (tmp_path / "a" / "manifest.json").read_bytes() == recorded
+    for wrong in ("carbon.location=FRANKREICHX", "carbon.place=FRA", "carbon.pue=0.5"):
+        with pytest.raises(ConfigError):
+            with_carbon(run, [wrong])

@@ -141,7 +141,7 @@ def test_a_run_that_is_all_warm_up_has_a_total_and_nothing_per_step(tmp_path: Pa
     figures = energy_figures(load_run(run.end()), ledger(gpu(window_uj=None, window_steps=0)))
     assert value(figures["energy_j"]) == pytest.approx(1000)
     for name in ("energy_window_j", "energy_per_step_j", "power_w", "flops_per_j"):
-        assert reason(figures[name]) == "no step behind the warm-up"
+        assert reason(figures[name]) == "no step after the warm-up"
 
 
 def test_a_run_without_steps_has_a_total(tmp_path: Path) -> None:

@@ -153,7 +153,8 @@ def test_a_phase_has_the_same_color_in_time_and_energy(finished: Run) -> None:
     assert [colors[name] for name in ("data", "transfer", "other", "outside")] == ["c0", "c1", "grey", "outside"]
     assert (colors["monitor"], colors["unknown"]) == ("monitor", "unknown")
     extra = summarize(finished, ledger(account(gpu().sensor, [bucket("calibrate", 1.0)])))
-    assert phase_colors([extra])["calibrate"] == "c0"
+    assert phase_colors([extra])["calibrate"] == "c7", "not that of a phase of training"
+    assert phase_colors([summary])["forward"] == phase_colors([extra, summary])["forward"] == "c2"
 
 
 def test_the_bar_of_a_ledger_is_as_long_as_its_total_and_has_its_interval(finished: Run) -> None:

@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,22 @@ from rich.console import Console
 from tests.report.ledgers import NO_ENERGY, cpu, gpu, ledger
 from tests.runs.synthetic import finished_run
 
-from perjoule.measure.ledger import Ledger
+from perjoule.measure.ledger import Account, Ledger
 from perjoule.report import markdown, terminal
 from perjoule.report.energy_comparison import _verdict, energy_rows, verdicts
 from perjoule.report.summary import Summary, summarize
 from perjoule.runs.tables import Run, load_run
 
-ROWS = ["Energy", "95 %", "Energy per step", "95 %", "Energy per sample", "95 %", "Energy per token", "95 %"]
+ROWS = [
+    "Energy",
+    "95 % interval",
+    "Energy per step",
+    "95 % interval",
+    "Energy per sample",
+    "95 % interval",
+    "Energy per token",
+    "95 % interval",
+]
 
 
 @pytest.fixture
@@ -27,9 +37,9 @@ def summaries(runs: list[Run], *ledgers: Ledger) -> list[Summary]:
 
 def test_every_figure_of_energy_has_its_word_and_a_row_of_intervals(runs: list[Run]) -> None:
     found = energy_rows(summaries(runs, ledger(gpu()), ledger(cpu()), NO_ENERGY))
-    assert [row[0] for row in found] == [*ROWS, "Mean power", "95 %", "FLOPs per joule", "95 %"]
+    assert [row[0] for row in found] == [*ROWS, "Mean power", "95 % interval", "FLOPs per joule", "95 % interval"]
     assert found[0] == ("Energy", "1 kJ measured", "100 J modelled", "–")
-    assert found[1] == ("95 %", "0.95 to 1.05 kJ", "50 to 200 J", "–")
+    assert found[1] == ("95 % interval", "0.95 to 1.05 kJ", "50 to 200 J", "–")
 
 
 def test_without_any_energy_there_is_no_row(runs: list[Run]) -> None:
@@ -38,8 +48,24 @@ def test_without_any_energy_there_is_no_row(runs: list[Run]) -> None:
     assert "## Energy" not in markdown.comparison_markdown(["a", "b", "c"], runs, summaries(runs, *[NO_ENERGY] * 3))
 
 
-def test_runs_whose_intervals_overlap_cannot_be_told_apart(runs: list[Run]) -> None:
+def test_what_the_same_sensors_have_in_common_cancels(runs: list[Run]) -> None:
     found = verdicts(["low", "near", "high"], summaries(runs, ledger(gpu()), ledger(gpu(1.05)), ledger(gpu(2.0))))
+    assert found == [
+        "Energy, energy per step, energy per sample, energy per token: least in low; near 1.05 times as much, by the "
+        "same sensors, whose common error cancels; high 2 times as much, by the same sensors, whose common error "
+        "cancels."
+    ]
+    (line,) = verdicts(["low", "high"], summaries(runs[:2], ledger(cpu()), ledger(cpu(1.93))))
+    assert "high 1.93 times as much, by the same sensors" in line
+
+
+def elsewhere(one: Account) -> Account:
+    return replace(one, node="elsewhere")
+
+
+def test_runs_of_different_machines_whose_intervals_overlap_cannot_be_told_apart(runs: list[Run]) -> None:
+    there = ledger(elsewhere(gpu(1.05))), ledger(elsewhere(gpu(2.0)))
+    found = verdicts(["low", "near", "high"], summaries(runs, ledger(gpu()), *there))
     assert found == [
         "Energy, energy per step, energy per sample, energy per token: least in low; near cannot be told apart from "
         "it, the 95 % intervals overlap; high 1.81 to 2.21 times as much."
@@ -53,7 +79,7 @@ def test_a_figure_that_may_be_nothing_gives_no_upper_ratio(runs: list[Run]) -> N
 
 
 def test_nothing_against_something_is_more() -> None:
-    assert _verdict("a", {"a": (0.0, 0.0), "b": (1.0, 2.0)}) == "least in a; b more"
+    assert _verdict("a", {"a": (0.0, 0.0), "b": (1.0, 2.0)}, ["b"]) == "least in a; b more"
 
 
 def test_one_metered_run_is_not_judged(runs: list[Run]) -> None:
@@ -75,9 +101,9 @@ def test_terminal_and_markdown_show_the_comparison(runs: list[Run]) -> None:
     terminal.print_comparison(console, ["low", "near", "high"], runs, found)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
-    assert re.search(r"Energy per token +16.3 mJ measured +17.1 mJ measured +32.6 mJ measured\n95 % ", text)
-    assert "near cannot be told apart" in text.replace(" \n", " ")
+    assert re.search(r"Energy per token +16.3 mJ measured +17.1 mJ measured +32.6 mJ measured\n95 % interval ", text)
+    assert "near 1.05 times as much" in re.sub(r"\s+", " ", text)
     text = markdown.comparison_markdown(["low", "near", "high"], runs, found)
     assert "## Energy\n\n| Figure | low | near | high |\n" in text
-    assert "| Energy | 1 kJ measured | 1.05 kJ measured | 2 kJ measured |\n| 95 % | " in text
-    assert "near cannot be told apart" in text
+    assert "| Energy | 1 kJ measured | 1.05 kJ measured | 2 kJ measured |\n| 95 % interval | " in text
+    assert "near 1.05 times as much" in text

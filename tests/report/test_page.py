@@ -159,9 +159,9 @@ def test_the_page_shows_ledgers_power_and_what_the_words_mean(finished: Run) -> 
     assert html.count("Where the energy went") == 1
     assert "<figcaption>mig-0, measured, not added to the total</figcaption>" in html
     assert '<i class="hatched shared"></i><span>shared: split by time' in html
-    assert "<dd>1.1 kJ<small>partly modelled, 95 %: 1 to 1.25 kJ</small></dd>" in html
+    assert "<dd>1.1 kJ<small>partly modelled, 95 % interval 1 to 1.25 kJ</small></dd>" in html
     assert "not metered: rapl: not readable" in html
-    assert [value for name, value in tags.attributes if name == "id"] == []
+    assert [value for name, value in tags.attributes if name == "id"] == ["place"]
     for word in ("calibrated", "regressed", "shared", "measured", "modelled"):
         assert f"<td class=text>{word}</td>" in html
 
@@ -182,7 +182,7 @@ def test_a_comparison_draws_the_energy_of_those_runs_that_have_one(finished: Run
     both = page.comparison_page(["a", "b"], runs, [summarize(run, ledger()) for run in runs])
     assert both.count('<svg class="energy whole"') == 4
     assert "<figcaption>Energy per token</figcaption>" in both
-    assert "b cannot be told apart from it" in both
+    assert "b as much, by the same sensors" in both
     assert "<h2>Energy</h2>" not in comparison(runs)
 
 

@@ -103,9 +103,9 @@ def test_a_run_that_is_all_warm_up_shows_all_its_steps_and_says_so(tmp_path: Pat
     summary = summarize(run, NO_ENERGY)
     assert counted_steps(run).tolist() == [True, True]
     assert wall_ns(run) == 50_500_000_000
-    assert summary.window_s == Unavailable("no step behind the warm-up")
+    assert summary.window_s == Unavailable("no step after the warm-up")
     assert wording.phase_caption(summary).startswith(
-        "No step lies behind the warm-up, so this is over every timed step, warm-up and compilation included."
+        "No step comes after the warm-up, so this is over every timed step, warm-up and compilation included."
     )
     assert wording.bar_label(summary, 25.25) == "25.2 s per step, warm-up included"
 

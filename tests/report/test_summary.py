@@ -79,7 +79,7 @@ def test_mfu_equals_flops_per_second_over_the_peak(finished: Run) -> None:
     assert value(summary.mfu_causal) == pytest.approx(27e6 * 20480 / 2.7e12)
     assert isinstance(summary.mfu_full, Quantity)
     assert summary.mfu_full.how == (
-        "full attention: 30M FLOPs per token, of 2.7 TFLOP/s bf16 (measured by perjoule doctor)"
+        "full attention: 30,000,000 FLOPs per token, of 2.7 TFLOP/s bf16 (measured by perjoule doctor)"
     )
 
 
@@ -111,9 +111,9 @@ def test_mfu_over_different_devices_is_unavailable(tmp_path: Path) -> None:
 
 def test_a_run_that_is_all_warm_up_has_no_rates(tmp_path: Path) -> None:
     summary = summary_of(tmp_path / "a", steps=4, warmup_steps=5)
-    assert reason(summary.tokens_per_s) == "no step behind the warm-up"
-    assert reason(summary.mfu_full) == "no step behind the warm-up"
-    assert summary.step_s == Unavailable("no step behind the warm-up")
+    assert reason(summary.tokens_per_s) == "no step after the warm-up"
+    assert reason(summary.mfu_full) == "no step after the warm-up"
+    assert summary.step_s == Unavailable("no step after the warm-up")
     assert value(summary.wall_s) == pytest.approx(0.4)
 
 
@@ -182,7 +182,7 @@ def test_a_resumed_run_costs_what_both_segments_took(resumed: Run) -> None:
     summary = summarize(resumed, NO_ENERGY)
     assert value(summary.wall_s) == pytest.approx(23 * 0.1 + 2 * 0.24)
     assert value(summary.lost_s) == pytest.approx(0.3)
-    assert wording.why(summary.lost_s) == "steps 11 to 13 were done again after a resume (n = 3)"
+    assert wording.why(summary.lost_s) == "steps 11 to 13 were computed again after a resume (n = 3)"
     assert (value(summary.steps), value(summary.tokens)) == (20, 23 * 2048)
     assert value(summary.loss_validation) == 2.5
     assert [one.segment for one in summary.startup] == [0, 1]

@@ -43,7 +43,9 @@ def test_figures_are_shown_with_their_unit(figure: Quantity | Unavailable, text:
 
 def test_how_a_figure_was_obtained_is_said() -> None:
     assert wording.why(Quantity(1.0, "s", "wall clock", 1200)) == "wall clock (n = 1,200)"
-    assert wording.why(Quantity(1.0, "J", "counter", 1, (0.9, 1.2), "measured")) == "95 %: 0.9 to 1.2 J; counter"
+    assert (
+        wording.why(Quantity(1.0, "J", "counter", 1, (0.9, 1.2), "measured")) == "95 % interval 0.9 to 1.2 J; counter"
+    )
     assert wording.interval(Quantity(1.0, "s", "clock", 1)) == wording.interval(Unavailable("no meter")) == "–"
     assert wording.why(Unavailable("no meter")) == "not available: no meter"
 
@@ -59,13 +61,17 @@ def printed(run: Run, width: int = 100) -> str:
     return console.file.getvalue()
 
 
-def test_the_terminal_shows_every_figure_and_phase(finished: Run) -> None:
+def test_the_terminal_leads_with_five_figures_and_shows_every_phase(finished: Run) -> None:
     text = printed(finished)
-    assert "transformer, 5.26M weights · text, seq_len 256 · cpu" in text
+    assert "transformer, 5,264,640 weights (5.26M) · text, seq_len 256 · cpu" in text
     assert re.search(r"Tokens per second +20.5k tokens/s +over the training time", text)
     assert re.search(r"Energy +– +not available: no meter in this run", text)
     assert re.search(r"backward +750 ms +37.9 % +1.5 s +50 ms +50 ms +50 ms +15", text)
-    assert re.search(r"Time per step +100 ms +median; mean 100 ms", text)
+    assert re.search(r"All \d+ figures, with how each was obtained", text)
+    lead, _, rest = text.partition("\n\n")[2].partition("\n\n")
+    names = [line.split("  ")[0] for line in lead.splitlines() if not line.startswith(" ")]
+    assert names == ["Figure", "Time in steps", "Energy", "Carbon", "Best validation loss", "Tokens per second"]
+    assert rest.startswith("Phase ")
 
 
 def test_no_line_is_wider_than_the_terminal(resumed: Run) -> None:
@@ -76,7 +82,7 @@ def test_no_line_is_wider_than_the_terminal(resumed: Run) -> None:
 def test_a_name_is_not_read_as_markup(tmp_path: Path) -> None:
     run = load_run(finished_run(tmp_path / "[red]a[|b]", model=MODEL | {"kind": "[bold]x"}))
     assert "[red]a[|b]" in printed(run)
-    assert "[bold]x, 5.26M" in printed(run)
+    assert "[bold]x, 5,264,640 weights" in printed(run)
     table = markdown.run_markdown(run, summarize(run, NO_ENERGY))
     assert table.startswith("# \\[red\\]a\\[\\|b\\]\n")
 
@@ -84,10 +90,10 @@ def test_a_name_is_not_read_as_markup(tmp_path: Path) -> None:
 def test_markdown_tables_have_as_many_cells_as_headings(resumed: Run) -> None:
     text = markdown.run_markdown(resumed, summarize(resumed, NO_ENERGY))
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 7
+    assert len(tables) == 9
     for lines in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-    assert "| Lost and done again | 300 ms | steps 11 to 13 were done again after a resume (n = 3) |" in text
+    assert "| Recomputed after resume | 300 ms | steps 11 to 13 were computed again after a resume (n = 3) |" in text
     assert "### Segment 1\n" in text
     assert "why this backend:\n\n- the CPU has AMX\n" in text
     assert "> segment 0: 0000-rank0.bin ends within a step" in text
@@ -112,8 +118,8 @@ def test_a_terminal_comparison_shows_a_few_runs_beside_each_other(finished: Run)
     terminal.print_comparison(console, labels, [finished] * 5, [summarize(finished, NO_ENERGY)] * 5)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
-    assert re.search(r"run0 +run1 +run2 +run3\n", text)
-    assert len(re.findall("Perplexity", text)) == 2
+    assert re.search(r"run0 +run1\n", text)
+    assert len(re.findall("Perplexity", text)) == 3
 
 
 def test_runs_of_the_same_name_are_told_apart_by_their_folder(tmp_path: Path) -> None:
@@ -182,7 +188,7 @@ def test_a_long_loss_curve_says_what_is_not_drawn(tmp_path: Path) -> None:
     chart = loss_chart(load_run(run.end()))
     assert "the start, up to 8, is not drawn" in chart.caption
     assert "2 losses were not finite" in chart.caption
-    assert chart.legend == (("c0", "training"),)
+    assert chart.legend == (("c0", "training, batch by batch"),)
 
 
 def test_compared_curves_are_drawn_by_step_tokens_and_time(finished: Run, tmp_path: Path) -> None:

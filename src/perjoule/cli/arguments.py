@@ -135,7 +135,7 @@ def _add_ls(parsers: _Parsers, shared: argparse.ArgumentParser) -> None:
 def _add_report(parsers: _Parsers, shared: argparse.ArgumentParser) -> None:
     """Add ``report``."""
     report = parsers.add_parser("report", parents=[shared], help="show what runs cost: terminal, Markdown, HTML page")
-    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    report.add_argument("runs", nargs="+", metavar="RUN|carbon.key=value", help="run folders; carbon.location=FRA")
     report.add_argument("--output", type=Path, metavar="X.html", help="page to write, with X.md beside it")
     report.set_defaults(verb=verbs.report)
 

@@ -278,7 +278,11 @@ def report(options: argparse.Namespace) -> int:
     """Print and write the report of one or several runs."""
     from perjoule.report import build
 
-    for path in build(options.runs, options.output):
+    given = [word for word in options.runs if "=" in word and not Path(word).exists()]
+    if strange := [word for word in given if not word.startswith("carbon.")]:
+        raise ConfigError(f"{strange[0]}: a report takes run folders and carbon.key=value, such as carbon.location=FRA")
+    runs = [Path(word) for word in options.runs if word not in given]
+    for path in build(runs, options.output, carbon=given):
         print(path)
     return 0
 

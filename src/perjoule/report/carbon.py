@@ -6,19 +6,23 @@ holds a series of intensities; the segment's is then their mean, weighted by its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from perjoule.config import Config, resolve
 from perjoule.measure.carbon import Intensity
-from perjoule.measure.carbon.config import NO_LOCATION
+from perjoule.measure.carbon.config import NO_LOCATION, CarbonConfig
 from perjoule.measure.carbon.emissions import live_intensity
+from perjoule.measure.contract import Unavailable as Unresolved
 from perjoule.measure.ledger import Account, Ledger
 from perjoule.report.quantity import Unavailable
 from perjoule.runs.carbon_series import read_carbon_series
 from perjoule.runs.tables import Run, Segment
 
+NO_CURRENCY = "¤"
+"""The sign of a currency that nobody has named."""
 LIVE_SOURCE = "Electricity Maps"
 
 
@@ -39,6 +43,47 @@ class Factors:
     price_per_kwh: float | None
     currency: str
     how: str
+
+
+def with_carbon(run: Run, overrides: Sequence[str]) -> Run:
+    """Return a run with what is said of its electricity afterwards; its folder stays as it is.
+
+    Args:
+        run: as its folder says.
+        overrides: ``carbon.key=value``. What they leave open stays as recorded.
+
+    Raises:
+        ConfigError: if they have a mistake.
+    """
+    if not overrides:
+        return run
+    currencies = [str(facts.get("currency") or "") for one in run.segments if (facts := one.facts.get("carbon"))]
+    if not any(one.startswith("carbon.currency=") for one in overrides):
+        known = next(filter(None, currencies), NO_CURRENCY)
+        overrides = [*overrides, *(f"carbon.currency={known}" for one in overrides if "price_per_kwh=" in one)]
+    given = resolve.load(_Afterwards, None, overrides)
+    keys = {key.removeprefix("carbon.") for key, source in given.sources.items() if source == resolve.COMMAND_LINE}
+    config = given.config.carbon
+    found = config.resolve() if keys & {"location", "intensity_g_per_kwh", "source", "zone"} else None
+    segments = []
+    for segment in run.segments:
+        before = segment.facts.get("carbon")
+        facts = dict(before) if isinstance(before, Mapping) else {"unavailable": NO_LOCATION}
+        new = config.facts(found) if found is not None else config.facts(Unresolved(NO_LOCATION))
+        factors = {key: new[key] for key in ("pue", "water_l_per_kwh", "price_per_kwh", "currency") if key in keys}
+        if found is not None:
+            facts = {key: facts[key] for key in ("pue", "water_l_per_kwh", "price_per_kwh", "currency") if key in facts}
+            facts |= {key: value for key, value in new.items() if key not in facts}
+            facts["source"] = f"{facts['source']}, given with this report" if "source" in facts else None
+        segments.append(replace(segment, facts={**segment.facts, "carbon": {**facts, **factors}}))
+    said = f"carbon: given with this report and not when the run trained: {' '.join(overrides)}"
+    return replace(run, segments=tuple(segments), warnings=(*run.warnings, said))
+
+
+class _Afterwards(Config):
+    """What a report may be told: the run's own section."""
+
+    carbon: CarbonConfig = CarbonConfig()
 
 
 def segment_factors(run: Run, ledger: Ledger) -> dict[int, Factors | Unavailable]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import numpy as np
 
-from perjoule.core.phases import OTHER
+from perjoule.core.phases import ON_SCHEDULE, OTHER, TRAINING
 from perjoule.core.units import byte_size, duration, si
 from perjoule.measure.ledger import MONITOR, UNKNOWN
 from perjoule.measure.occupancy import OUTSIDE
-from perjoule.report.figures import Line, color, histogram, line_chart, plain, smooth, stacked_bar
+from perjoule.report.figures import NUM_COLORS, Line, color, histogram, line_chart, plain, smooth, stacked_bar
 from perjoule.report.quantity import Distribution, Quantity
 from perjoule.report.summary import Summary
 from perjoule.runs.step_table import StepTable
@@ -80,7 +81,7 @@ def _loss(
         x_format: formats a tick of it.
     """
     lines = _curve(position, kept.loss, "c0")
-    legend = [("c0", "training")]
+    legend = [("c0", "training, batch by batch")]
     validation = _validation(run, kept.step, position, "c1")
     if validation:
         lines += [replace(line, style="dots") for line in validation]
@@ -117,7 +118,7 @@ def step_time_chart(run: Run, summary: Summary) -> Chart:
     seconds = run.steps.training_s[run.steps.in_window]
     markers = [(spread.median_s, "c1"), (spread.p95_s, "c3")]
     svg = histogram(seconds, f"Time per step of {run.name}", markers, lambda value: si(value, "s"))
-    legend = (("c1", f"median {duration(spread.median_s)}"), ("c3", f"95 % within {duration(spread.p95_s)}"))
+    legend = (("c1", f"median {duration(spread.median_s)}"), ("c3", f"95th percentile {duration(spread.p95_s)}"))
     slow = int((seconds > np.quantile(seconds, 0.995)).sum())
     caption = (
         f"number of steps; {slow:,} slower ones up to {duration(spread.max_s)} not drawn" if slow else "number of steps"
@@ -134,13 +135,18 @@ def memory_chart(run: Run) -> Chart:
 
 
 def phase_colors(summaries: Sequence[Summary]) -> dict[str, str]:
-    """Return a CSS class for every phase and every other bucket of the runs, the same in all of them."""
+    """Return a CSS class for every phase and every other bucket of the runs.
+
+    A phase of training has the same one in every report; others take what is free.
+    """
     timed = [cost.phase for summary in summaries for cost in summary.phases]
     accounts = [sheet.account for summary in summaries for sheet in summary.sheets]
     metered = [name for one in accounts for name in (*(bucket.name for bucket in one.buckets), *one.timeline.shares)]
     fixed = {OTHER: "grey", OUTSIDE: "outside", MONITOR: "monitor", UNKNOWN: "unknown"}
     names = dict.fromkeys(name for name in [*timed, *metered] if name not in fixed)
-    return {name: color(index) for index, name in enumerate(names)} | fixed
+    own = {name: color(index) for index, name in enumerate((*TRAINING, *ON_SCHEDULE)) if name in names}
+    free = cycle([css for css in map(color, range(NUM_COLORS)) if css not in own.values()])
+    return {name: own[name] if name in own else next(free) for name in names} | fixed
 
 
 def phase_bar(summary: Summary, colors: dict[str, str], whole: float = 1.0, scale: float = 1.0) -> str:

@@ -1,8 +1,8 @@
 """What a run cost in joules: pure functions from its ledger to figures, and to one sheet per metered domain.
 
-The total and the sheets are over everything that was metered, start-up and lost steps included. What a step, a sample
-or a token cost is taken over the *measured window*, so that neither start-up nor compilation is part of it. A domain
-that lies inside another one (the memory of a package that is metered as a whole) has a sheet and is not added.
+The total and the sheets are over everything that was metered, start-up and recomputed steps included. What a step, a
+sample or a token cost is taken over the *measured window*, so that neither start-up nor compilation is part of it. A
+domain that lies inside another one (the memory of a package that is metered as a whole) has a sheet and is not added.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _window(accounts: Sequence[Account], steps: StepTable) -> tuple[Figure, Step
     """Return the energy of the measured window, and its steps."""
     rows = steps.in_window
     if not rows.any():
-        return Unavailable("no step behind the warm-up" if len(steps) else "no step was completed"), steps.where(rows)
+        return Unavailable("no step after the warm-up" if len(steps) else "no step was completed"), steps.where(rows)
     metered = [(one, one.window_uj) for one in accounts if one.window_uj is not None]
     rows = rows & np.isin(steps.segment, [one.segment for one, _ in metered])
     window = steps.where(rows)
@@ -153,7 +153,7 @@ def _window(accounts: Sequence[Account], steps: StepTable) -> tuple[Figure, Step
         sum(spent * getattr(one, end) / max(one.total_uj, 1) for one, spent in metered) for end in ("low_uj", "high_uj")
     )
     energy_j = sum(spent for _, spent in metered) / UJ_PER_J
-    how = "from the begin of the first to the end of the last step behind the warm-up; interval as of the total"
+    how = "from the beginning of the first to the end of the last step after the warm-up; interval as of the total"
     word = _word([one for one, _ in metered])
     return Quantity(energy_j, "J", how, len(window), (low / UJ_PER_J, high / UJ_PER_J), word), window
 
@@ -241,7 +241,7 @@ def _by_bucket(
 
 
 def cumulative_j(run: Run, ledger: Ledger) -> Floats:
-    """Return the (num_kept_steps,) joules from the begin of the run to the end of each kept step; NaN if unknown."""
+    """Return the (num_kept_steps,) joules from the beginning of the run to the end of each kept step, or NaN."""
     kept, before_uj = run.steps.kept, 0
     joules = np.full(len(kept), np.nan)
     accounts = counted(ledger)

@@ -17,6 +17,8 @@ from perjoule.report.what_ran import MISSING
 from perjoule.runs.tables import Run
 
 EQUAL_TERMS = "On equal terms"
+_SAME = 1e-3
+"""Amounts that differ by less than this share are the same: a step does not end where another run's does."""
 SIZES = {
     "parameters": "Parameters",
     "parameters_non_embedding": "Parameters, non-embedding",
@@ -53,7 +55,7 @@ def size_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     for key, label in SIZES.items():
         found = [run.fact("model", key) for run in runs]
         if any(found):
-            rows.append((label, *(MISSING if one is None else si(float(one)) for one in found)))
+            rows.append((label, *(MISSING if one is None else f"{int(one):,}" for one in found)))
     return rows
 
 
@@ -64,9 +66,11 @@ def equal_rows(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[tuple[
         if (equal := terms.equal) is None:
             continue
         at = [_losses_at(run, spent, equal) for run, spent in zip(runs, terms.spent, strict=True)]
-        rows.append((f"Loss at equal {terms.name}, {terms.show(equal)}", *(training for training, _ in at)))
+        rows.append(
+            (f"Smoothed training loss at equal {terms.name}, {terms.show(equal)}", *(training for training, _ in at))
+        )
         if any(validation != MISSING for _, validation in at):
-            rows.append(("Best validation loss up to there", *(validation for _, validation in at)))
+            rows.append(("Validation loss there", *(validation for _, validation in at)))
     return rows
 
 
@@ -91,15 +95,40 @@ def _running_total(seconds: Floats) -> Floats:
 
 
 def _losses_at(run: Run, spent: Floats, equal: float) -> tuple[str, str]:
-    """Return the smoothed training loss and the best validation loss that a run had reached for an amount."""
+    """Return the smoothed training loss and the validation loss that a run had for an amount."""
     kept = run.steps.kept
-    paid = spent <= equal * (1 + 1e-12)
+    paid = spent <= equal * (1 + _SAME)
     good = np.isfinite(kept.loss) & paid
     if not good.any():
         return MISSING, MISSING
-    losses = [
-        one.loss
+    return f"{smooth(kept.loss[good])[-1]:.4f}", _validation_at(run, spent, equal)
+
+
+def _validation_at(run: Run, spent: Floats, equal: float) -> str:
+    """Return the validation loss for an amount, or how far from it the nearest evaluation is.
+
+    Between two evaluations it is interpolated, and lies between them unless the loss turned there. Before the
+    first and after the last one nothing is known: theirs is given with the share of the amount that it had cost.
+    """
+    rows = {int(step): row for row, step in enumerate(run.steps.kept.step)}
+    known = {
+        float(spent[rows[one.step]]): one.loss
         for one in run.kept_evaluations
-        if one.split == "validation" and one.loss is not None and one.step <= kept.step[paid][-1]
-    ]
-    return f"{smooth(kept.loss[good])[-1]:.4f}", f"{min(losses):.4f}" if losses else MISSING
+        if one.split == "validation" and one.loss is not None and one.step in rows
+    }
+    known = {at: loss for at, loss in sorted(known.items()) if np.isfinite(at)}
+    before = [at for at in known if at <= equal * (1 + _SAME)]
+    after = [at for at in known if at > equal * (1 + _SAME)]
+    if not before:
+        return (
+            f"{known[after[0]]:.4f} at {100 * after[0] / equal:.3g} % of it, not evaluated before" if after else MISSING
+        )
+    last = known[before[-1]]
+    if before[-1] >= equal * (1 - _SAME):
+        return f"{last:.4f}"
+    if not after:
+        return f"{last:.4f} at {100 * before[-1] / equal:.3g} % of it, not evaluated after"
+    share = (equal - before[-1]) / (after[0] - before[-1])
+    next_ = known[after[0]]
+    low, high = sorted((last, next_))
+    return f"{last + share * (next_ - last):.4f} (interpolated, {low:.4f} to {high:.4f})"

@@ -15,7 +15,7 @@ from perjoule.report.wording import between, joules, percent
 
 NO_PHASE = (OUTSIDE, MONITOR, UNKNOWN)
 SUM = "sum"
-_HEADINGS = ("Bucket", "Energy", "How", "95 %", "Time", "Share", "Per step", "Idle", "CO2e", "Why")
+_HEADINGS = ("Bucket", "Energy", "How", "95 % interval", "Time", "Share", "Per step", "Idle", "CO2e", "Why")
 _HOW, _WHY = _HEADINGS.index("How"), "Why"
 
 
@@ -72,7 +72,7 @@ def _row(bucket: Bucket, sheet: Sheet, grams: float) -> tuple[str, ...]:
 
 def _left_out(sheet: Sheet, narrow: bool) -> set[str]:
     """Return the columns that would be empty, and those for which there is no room."""
-    left_out = {"Per step", "CO2e"} if narrow else set()
+    left_out = {"Time", "Per step", "Idle", "CO2e"} if narrow else set()
     if not _knows_idle(sheet):
         left_out.add("Idle")
     if isinstance(sheet.gco2e, Unavailable):
@@ -151,7 +151,7 @@ def ledger_caption(sheet: Sheet) -> str:
     if sheet.num_segments > 1:
         words.append(f"{sheet.num_segments} segments added up")
     if sheet.num_steps:
-        words.append(f"per step: over all {sheet.num_steps:,} steps, warm-up and lost ones included")
+        words.append(f"per step: over all {sheet.num_steps:,} steps, warm-up and recomputed ones included")
     if account.unread_s > 0:
         words.append(f"{duration(account.unread_s)} at the ends were not read, their energy is in no bucket")
     if account.scale is not None:

@@ -19,8 +19,9 @@ def run_markdown(run: Run, summary: Summary) -> str:
     lines = [f"# {escape(run.name)}", "", f"**{escape(run.status)}** {escape(run.reason)}".rstrip(), ""]
     lines += [escape(wording.headline(run)), ""]
     lines += [f"> {escape(warning)}\n" for warning in (*run.warnings, *busy_lines(run))]
+    lines += ["## In short", "", *_table(("Figure", "Value", ""), wording.leading_rows(summary), "lrl"), ""]
     lines += [
-        "## Figures",
+        "## Every figure",
         "",
         *_table(("Figure", "Value", "How it was obtained"), wording.figure_rows(summary), "lrl"),
     ]
@@ -34,6 +35,9 @@ def run_markdown(run: Run, summary: Summary) -> str:
         lines += ["", escape(wording.rank_caption(summary))]
     lines += _ledgers(summary)
     lines += ["", "## What ran", *(line for block in blocks(run) for line in _block(block))]
+    if run.resolved:
+        rows = [(key, str(one.get("value")), str(one.get("source", "unknown"))) for key, one in run.resolved.items()]
+        lines += ["", "## Configuration", "", *_table(("Key", "Value", "Source"), rows, "lll")]
     return "\n".join(lines) + "\n"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
@@ -21,7 +22,7 @@ from perjoule.report.what_ran import Block, Entry, blocks
 from perjoule.runs.machine_load import busy_lines
 from perjoule.runs.tables import Run
 
-_TILES = ("wall_s", "tokens_per_s", "loss_validation", "mfu_full", "memory_bytes", "energy_j", "carbon_gco2e")
+PLACE_LINK = ' <a href="#place">How to set a place</a>'
 
 
 def run_page(run: Run, summary: Summary) -> str:
@@ -52,6 +53,7 @@ def run_page(run: Run, summary: Summary) -> str:
         elements.section("Every figure, and how it was obtained", _figure_table(summary)),
         elements.section("What ran", f"<div class=blocks>{''.join(map(_block, blocks(run)))}</div>"),
         _configuration(run),
+        _place(run, summary),
     ]
     return _document(run.name, "".join(body))
 
@@ -79,7 +81,6 @@ def comparison_page(labels: Sequence[str], runs: Sequence[Run], summaries: Seque
         elements.section("Figures", f'<div class="card wide">{table}{reasons}</div>'),
         elements.section(EQUAL_TERMS, f'<div class="card wide">{equal}</div>') if rows else "",
         energy_page.compared(labels, summaries, colors),
-        elements.section("What differs in the configuration", _differences(labels, runs)),
         elements.section(
             "Loss",
             f"<div class=charts>{''.join(map(elements.figure, comparison_charts(labels, runs, summaries)))}</div>",
@@ -90,6 +91,7 @@ def comparison_page(labels: Sequence[str], runs: Sequence[Run], summaries: Seque
         timed = dict.fromkeys(cost.phase for summary in summaries for cost in summary.phases)
         legend = elements.legend([(colors[phase], phase) for phase in timed])
         body.append(elements.section("Where the time went", f'<figure class="card wide">{legend}{bars}{note}</figure>'))
+    body.append(elements.section("What differs in the configuration", _differences(labels, runs)))
     return _document("Comparison", "".join(body))
 
 
@@ -121,14 +123,16 @@ def _warnings(warnings: Iterable[str]) -> str:
 
 def _tiles(summary: Summary) -> str:
     tiles = []
-    for name in _TILES:
+    for name in wording.LEADING:
         figure = getattr(summary, name)
         missing = isinstance(figure, Unavailable)
         value = "not available" if missing else wording.bare(figure).removesuffix(" tokens/s")
         beneath = figure.reason if isinstance(figure, Unavailable) else _beneath(name, summary)
         css = "tile missing" if missing else "tile"
+        link = PLACE_LINK if missing and name == "carbon_gco2e" and summary.sheets else ""
         tiles.append(
-            f'<div class="{css}"><dt>{LABELS[name]}</dt><dd>{escape(value)}<small>{escape(beneath)}</small></dd></div>'
+            f'<div class="{css}"><dt>{LABELS[name]}</dt>'
+            f"<dd>{escape(value)}<small>{escape(beneath)}{link}</small></dd></div>"
         )
     return f"<dl class=tiles>{''.join(tiles)}</dl>"
 
@@ -141,14 +145,12 @@ def _beneath(name: str, summary: Summary) -> str:
             within = f", {wording.show(warmup)} of it warm-up" if isinstance(warmup, Quantity) and warmup.n else ""
             return f"{wording.show(summary.steps)} steps{within}; start-up {wording.show(summary.startup_s)}"
         case "tokens_per_s":
-            return f"{wording.show(summary.ignored_fraction)} of them ignored"
+            return f"MFU {wording.show(summary.mfu_full)}, {wording.show(summary.flops_per_s)}"
         case "loss_validation":
             return f"perplexity {wording.show(summary.perplexity)}"
-        case "mfu_full":
-            return f"{wording.show(summary.mfu_causal)} with causal attention"
         case "energy_j" | "carbon_gco2e":
             figure = getattr(summary, name)
-            return f"{figure.provenance}, 95 %: {wording.interval(figure)}"
+            return f"{figure.provenance}, 95 % interval {wording.interval(figure)}"
         case _:
             figure = getattr(summary, name)
             return "" if isinstance(figure, Unavailable) else figure.how
@@ -189,6 +191,19 @@ def _block(block: Block) -> str:
 def _value(entry: Entry) -> str:
     title = f' title="{escape(entry.full)}"' if entry.full else ""
     return f"<code{title}>{escape(entry.text)}</code>" if entry.code else escape(entry.text)
+
+
+def _place(run: Run, summary: Summary) -> str:
+    """Return how to say where the electricity was from, if nobody has."""
+    if not (isinstance(summary.carbon_gco2e, Unavailable) and summary.sheets):
+        return ""
+    command = f"perjoule report {shlex.quote(str(run.path))} carbon.location=DEU"
+    return (
+        '<section id="place"><h2>Carbon: where the electricity was from</h2><p class=note>Nothing is guessed from the '
+        "network. Name the place, also after the run: a country (DEU, Germany), a region (USA-california), or a "
+        "figure of your own (carbon.intensity_g_per_kwh=…); carbon.price_per_kwh=… carbon.currency=EUR adds the "
+        f"price.</p><p class=note><code>{escape(command)}</code></p></section>"
+    )
 
 
 def _differences(labels: Sequence[str], runs: Sequence[Run]) -> str:

@@ -57,7 +57,7 @@ class Distribution:
 def spread(seconds: Floats) -> Distribution | Unavailable:
     """Return how the (num_steps,) ``seconds`` of the measured window spread."""
     if not len(seconds):
-        return Unavailable("no step behind the warm-up")
+        return Unavailable("no step after the warm-up")
     median_s, p95_s = np.quantile(seconds, [0.5, 0.95])
     low_s, high_s = float(seconds.min()), float(seconds.max())
     return Distribution(float(seconds.mean()), float(median_s), float(p95_s), low_s, high_s, len(seconds))

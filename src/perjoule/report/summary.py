@@ -2,7 +2,7 @@
 
 What a run cost is summed over everything that was computed, the work that a resume threw away included. What a run
 reached (loss, curves) is taken from the steps that led to its last weights. Rates and phases are taken over the
-*measured window*: the timed steps of every segment behind its warm-up, without those that a resume threw away. The time
+*measured window*: the timed steps of every segment after its warm-up, without those that a resume threw away. The time
 in steps is the window, the warm-up steps and what was thrown away, and nothing else.
 """
 
@@ -44,8 +44,8 @@ class Summary:
         sheets: the ledger of every domain.
         not_metered: the meters that could not be read, each with its reason.
         cross_check: how CodeCarbon's figures differ from the ledger's, and why; empty if it did not meter the run.
-        cumulative_j: (num_kept_steps,) joules from the begin of the run to the end of each step that led to the last
-            weights, with what was lost in between; NaN where nothing was metered.
+        cumulative_j: (num_kept_steps,) joules from the beginning of the run to the end of each step that led to the
+            last weights, with what was lost in between; NaN where nothing was metered.
         phases: what every phase took in the counted steps.
         ranks: what every rank took.
         startup: what happened before the first step of each segment.
@@ -72,6 +72,7 @@ class Summary:
     loss_last: Figure
     loss_validation: Figure
     perplexity: Figure
+    flops_per_s: Figure
     mfu_full: Figure
     mfu_causal: Figure
     memory_bytes: Figure
@@ -99,12 +100,12 @@ LABELS = {
     "wall_s": "Time in steps",
     "window_s": "Measured window",
     "warmup_s": "Warm-up steps",
-    "lost_s": "Lost and done again",
+    "lost_s": "Recomputed after resume",
     "training_s": "Training time",
     "evaluate_s": "Evaluation",
     "checkpoint_blocked_s": "Blocked by checkpoints",
     "startup_s": "Start-up",
-    "after_s": "Behind the last step",
+    "after_s": "After the last step",
     "steps": "Steps",
     "samples": "Samples",
     "tokens": "Tokens",
@@ -112,10 +113,11 @@ LABELS = {
     "tokens_per_s": "Tokens per second",
     "useful_tokens_per_s": "Useful tokens per second",
     "ignored_fraction": "Ignored tokens",
-    "loss_first": "First training loss",
-    "loss_last": "Last training loss",
+    "loss_first": "Training loss of the first batch",
+    "loss_last": "Training loss of the last batch",
     "loss_validation": "Best validation loss",
     "perplexity": "Best validation perplexity",
+    "flops_per_s": "Achieved, full attention",
     "mfu_full": "MFU, full attention",
     "mfu_causal": "MFU, causal attention",
     "memory_bytes": "Peak memory",
@@ -176,6 +178,7 @@ def summarize(run: Run, ledger: Ledger) -> Summary:
         loss_last=_loss(run, -1),
         loss_validation=loss_validation,
         perplexity=_perplexity(run, loss_validation),
+        flops_per_s=_flops_per_s(run, rates["tokens"]),
         mfu_full=_mfu(run, rates["tokens"], "flops_per_token", "full"),
         mfu_causal=_mfu(run, rates["tokens"], "flops_per_token_causal", "causal"),
         memory_bytes=_memory(run),
@@ -219,8 +222,8 @@ def _window(run: Run) -> Figure:
     """Return the time of the steps that rates and phases are taken over."""
     window = run.steps.where(run.steps.in_window)
     if not len(window):
-        return Unavailable("no step behind the warm-up" if len(run.steps) else "no step was completed")
-    how = "steps behind the warm-up of their segment, evaluations and checkpoints included"
+        return Unavailable("no step after the warm-up" if len(run.steps) else "no step was completed")
+    how = "steps after the warm-up of their segment, evaluations and checkpoints included"
     return Quantity(float(window.wall_s.sum()), "s", how, len(window))
 
 
@@ -240,8 +243,8 @@ def _lost(run: Run) -> Figure:
     """Return the time of the steps that a resume threw away."""
     lost = run.steps.where(run.steps.superseded)
     if not len(lost):
-        return Quantity(0.0, "s", "no step was done twice", 0)
-    how = f"steps {lost.step.min()} to {lost.step.max()} were done again after a resume"
+        return Quantity(0.0, "s", "no step was computed twice", 0)
+    how = f"steps {lost.step.min()} to {lost.step.max()} were computed again after a resume"
     return Quantity(float(np.nansum(lost.wall_s)), "s", how, len(lost))
 
 
@@ -261,9 +264,9 @@ def _rates(run: Run) -> dict[str, Figure]:
     window = run.steps.where(run.steps.in_window)
     seconds = float(window.training_s.sum())
     if seconds <= 0:
-        reason = "no step behind the warm-up" if len(run.steps) else "no step was completed"
+        reason = "no step after the warm-up" if len(run.steps) else "no step was completed"
         return dict.fromkeys(("samples", "tokens", "useful"), Unavailable(reason))
-    how = "over the training time of the steps behind the warm-up"
+    how = "over the training time of the steps after the warm-up"
     counted = {"samples": window.samples, "tokens": window.tokens, "useful": window.useful}
     return {
         name: Quantity(
@@ -317,6 +320,17 @@ def _perplexity(run: Run, loss: Figure) -> Figure:
     return Quantity(math.exp(loss.value), "", f"exp(best validation loss), {loss.how}", loss.n)
 
 
+def _flops_per_s(run: Run, tokens_per_s: Figure) -> Figure:
+    """Return the FLOPs per second that the model needed."""
+    flops = run.fact("model", "flops_per_token")
+    if isinstance(tokens_per_s, Unavailable):
+        return tokens_per_s
+    if not flops:
+        return Unavailable("the model gives no FLOPs per token")
+    how = f"{int(flops):,} FLOPs per token × tokens per second"
+    return Quantity(float(flops) * tokens_per_s.value, "FLOP/s", how, tokens_per_s.n)
+
+
 def _mfu(run: Run, tokens_per_s: Figure, flops_key: str, convention: str) -> Figure:
     """Return model FLOP utilisation: FLOPs the model needs per second, of those the device can do."""
     if isinstance(tokens_per_s, Unavailable):
@@ -337,7 +351,7 @@ def _mfu(run: Run, tokens_per_s: Figure, flops_key: str, convention: str) -> Fig
     (available,) = per_segment
     peak = peaks[0]
     how = (
-        f"{convention} attention: {si(float(flops))} FLOPs per token, of {si(available, 'FLOP/s')} "
+        f"{convention} attention: {int(flops):,} FLOPs per token, of {si(available, 'FLOP/s')} "
         f"{peak.get('precision', '')} ({peak.get('how', 'source of the peak not recorded')})"
     )
     return Quantity(float(flops) * tokens_per_s.value / available, "fraction", how, tokens_per_s.n)

@@ -18,18 +18,20 @@ COMPARED = {
     "wall_s": "Time",
     "step_s": "Time/step",
     "tokens_per_s": "Tokens/s",
-    "loss_last": "Loss",
+    "loss_last": "Batch loss",
     "loss_validation": "Validation",
     "perplexity": "Perplexity",
     "mfu_full": "MFU",
     "memory_bytes": "Memory",
 }
 """The figures of a comparison, in order, with headings short enough for a terminal; energy has rows of its own."""
+LEADING = ("wall_s", "energy_j", "carbon_gco2e", "loss_validation", "tokens_per_s")
+"""The five figures that a report begins with."""
 BAR_CAPTION = "Mean over the steps of the measured window, evaluations and checkpoints included."
 NO_DIFFERENCE = "Every configuration value is the same."
-_SYMBOLS = {"J": "J", "W": "W", "FLOP/J": "FLOP/J", "l": "l", "gCO2e": "g CO2e"}
+_SYMBOLS = {"J": "J", "W": "W", "FLOP/J": "FLOP/J", "FLOP/s": "FLOP/s", "l": "l", "gCO2e": "g CO2e"}
 """Units of energy and what follows from it that take a prefix; money does not."""
-PHASE_HEADINGS = ("Phase", "Time", "Share", "CPU time", "Mean", "Median", "95 %", "Steps")
+PHASE_HEADINGS = ("Phase", "Time", "Share", "CPU time", "Mean", "Median", "p95", "Steps")
 
 
 def show(figure: Figure | Distribution) -> str:
@@ -96,7 +98,7 @@ def why(figure: Figure) -> str:
     if isinstance(figure, Unavailable):
         return f"not available: {figure.reason}"
     how = f"{figure.how} (n = {figure.n:,})" if figure.n > 1 else figure.how
-    return f"95 %: {interval(figure)}; {how}" if figure.bounds else how
+    return f"95 % interval {interval(figure)}; {how}" if figure.bounds else how
 
 
 def percent(share: float) -> str:
@@ -119,13 +121,27 @@ def figure_rows(summary: Summary) -> list[tuple[str, str, str]]:
     step = summary.step_s
     if isinstance(step, Distribution):
         how = (
-            f"median; mean {duration(step.mean_s)}, 95 % within {duration(step.p95_s)}, "
+            f"median; mean {duration(step.mean_s)}, 95th percentile {duration(step.p95_s)}, "
             f"{duration(step.min_s)} to {duration(step.max_s)} (n = {step.n:,})"
         )
     else:
         how = why(step)
     before = list(LABELS).index("samples_per_s")
     return [*rows[:before], ("Time per step", show(step), how), *rows[before:]]
+
+
+def leading_rows(summary: Summary) -> list[tuple[str, str, str]]:
+    """Return (name, value, interval or reason) of the five figures that a report begins with."""
+    rows = []
+    for name in LEADING:
+        figure: Figure = getattr(summary, name)
+        beside = f"not available: {figure.reason}" if isinstance(figure, Unavailable) else ""
+        if beside in (row[2] for row in rows):
+            beside = ""  # carbon lacks what energy lacks
+        if isinstance(figure, Quantity):
+            beside = f"95 % interval {interval(figure)}" if figure.bounds else figure.how
+        rows.append((LABELS[name], show(figure), beside))
+    return rows
 
 
 def phase_rows(summary: Summary) -> list[tuple[str, ...]]:
@@ -146,7 +162,7 @@ def phase_caption(summary: Summary) -> str:
     if not summary.phases:
         return "No step was timed."
     if isinstance(window, Unavailable):
-        over = "No step lies behind the warm-up, so this is over every timed step, warm-up and compilation included."
+        over = "No step comes after the warm-up, so this is over every timed step, warm-up and compilation included."
     else:
         over = f"Over the {window.n:,} steps of the measured window, {duration(window.value)}."
         if isinstance(warmup, Quantity) and warmup.n:
@@ -154,8 +170,8 @@ def phase_caption(summary: Summary) -> str:
                 f" {warmup.n:,} warm-up steps (compilation among them), {duration(warmup.value)}, are not among them."
             )
     return (
-        f"{over} From {summary.phases[0].how}; CPU time is that of all threads and ranks. A phase does not include "
-        "those nested in it, “other” is the rest of the step."
+        f"{over} From {summary.phases[0].how}; p95: 95th percentile over the steps; CPU time is that of all threads "
+        "and ranks. A phase does not include those nested in it, “other” is the rest of the step."
     )
 
 
@@ -196,7 +212,7 @@ def headline(run: Run) -> str:
     parts = []
     if run.fact("model", "kind"):
         weights = run.fact("model", "parameters")
-        parts.append(f"{run.fact('model', 'kind')}" + (f", {si(weights)} weights" if weights else ""))
+        parts.append(f"{run.fact('model', 'kind')}" + (f", {weights:,} weights ({si(weights)})" if weights else ""))
     if run.fact("data", "kind"):
         seq_len = run.fact("data", "seq_len")
         parts.append(f"{run.fact('data', 'kind')}" + (f", seq_len {seq_len}" if seq_len else ""))
