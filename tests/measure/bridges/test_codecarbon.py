@@ -81,13 +81,14 @@ def test_segments_follow_one_another_in_the_file(tmp_path: Path) -> None:
 
 
 def test_codecarbon_runs_in_its_own_process_and_over_the_machine() -> None:
-    arguments = tracker_arguments("USA-new-york", 5.0)
+    assert tracker_arguments("Germany", 5.0)["country_iso_code"] == "DEU"
+    arguments = tracker_arguments("US-new-york", 5.0)
     assert (arguments["country_iso_code"], arguments["region"]) == ("USA", "new york")
     assert arguments["tracking_mode"] == "machine" and arguments["allow_multiple_runs"] is True
     assert arguments["save_to_file"] is False and arguments["save_to_api"] is False
 
 
-@pytest.mark.parametrize("location", [None, "US-CAL-CISO"])
+@pytest.mark.parametrize("location", [None, "US-CAL-CISO", "XYZ", "ABC-d"])
 def test_without_a_country_no_mean_of_the_world_is_taken(location: str | None) -> None:
     arguments = tracker_arguments(location, 5.0)
     assert arguments["force_carbon_intensity_g_co2e_kwh"] == 0.0 and "country_iso_code" not in arguments

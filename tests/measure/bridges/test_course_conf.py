@@ -1,6 +1,6 @@
 """What ``construct_trainer_stats`` is handed: the contract of the course toolkit, by a stand-in of a few lines.
 
-The toolkit's own files were run as well, from a checkout beside this repository; see ``docs/energy.md``.
+The toolkit's own files: ``benchmarks/course_toolkit.py``.
 """
 
 import sys

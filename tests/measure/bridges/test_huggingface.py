@@ -199,6 +199,17 @@ def test_every_training_has_a_run_of_its_own(tmp_path: Path, caplog: pytest.LogC
     ]
 
 
+def test_trainings_of_a_measurement_that_appends_are_segments_of_one_run(tmp_path: Path) -> None:
+    whole = Measurement(tmp_path / "run", energy=EnergyConfig(meters=("cpu_time",), sampler="thread"), append=True)
+    caller = HookCaller(perjoule_callback(whole))
+    for steps in (2, 3):
+        caller.train(steps)
+    HookCaller(perjoule_callback(whole.again(tmp_path / "run"))).train(1)
+    run = the_run(tmp_path)
+    assert [one.number for one in run.segments] == [0, 1, 2] and run.steps.kept.step.tolist() == [1, 2, 3, 4, 5, 6]
+    assert not (tmp_path / "run-2").exists() and run.status == "finished"
+
+
 def test_smaller_batches_after_running_out_of_memory_are_a_run_of_their_own(tmp_path: Path) -> None:
     trained = trainer_of(tmp_path, model=Small(3), auto_find_batch_size=True).train().global_step
     names = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("run"))

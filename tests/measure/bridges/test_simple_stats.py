@@ -83,3 +83,14 @@ def test_no_step_is_said() -> None:
     bench = Bench()
     bench.stats.log_stats()
     assert bench.lines == ["no step was taken"]
+
+
+def test_a_hook_that_ends_what_never_began_adds_nothing() -> None:
+    bench = Bench()
+    for hook in ("stop_forward", "stop_step", "stop_save_checkpoint", "log_step"):
+        getattr(bench.stats, hook)()
+    bench.step()
+    bench.stats.stop_step()
+    bench.stats.log_stats()
+    assert bench.lines[0] == "step 10.000 -- forward 3.000 -- backward 5.000 -- optimizer step 1.000"
+    assert bench.lines[1] == "mean of 1 steps, ms" and "save checkpoint" not in bench.lines[2]

@@ -19,6 +19,8 @@ from typing import Any
 from perjoule.core.errors import MissingExtra, RunFolderError
 from perjoule.core.units import J_PER_KWH, duration, si
 from perjoule.measure.bridges.codecarbon_schema import UJ_PER_J, metered_s, part_of, word
+from perjoule.measure.carbon.places import canonical, country_name
+from perjoule.measure.carbon.table import read_table
 from perjoule.measure.ledger import Account, Ledger, Total
 from perjoule.runs.cross_check import CrossCheck, add_cross_check
 
@@ -128,8 +130,10 @@ def tracker_arguments(location: str | None, measure_power_secs: float) -> dict[s
     Without a place the intensity is forced to 0, for CodeCarbon would take the mean of the world; the zero is not
     compared.
     """
-    country, _, region = (location or "").partition("-")
-    place: dict[str, Any] = {"country_iso_code": country.upper()} if len(country) == 3 else {}
+    known = canonical(location or "")
+    country, _, region = known.partition("-")
+    named = country_name(country.upper()) and (not region or known.lower() in map(str.lower, read_table()))
+    place: dict[str, Any] = {"country_iso_code": country.upper()} if named else {}
     if place and region:
         place["region"] = region.replace("-", " ").lower()
     if not place:

@@ -50,11 +50,15 @@ class SimpleStats(NoOpStats):
         self._fence()
         self._begun_ns[name] = self._clock()
 
-    def _stop(self, name: str) -> None:
+    def _stop(self, name: str) -> bool:
+        """Add what ``name`` took, and return whether it had begun."""
+        if name not in self._begun_ns:
+            return False
         self._fence()
         spent_ns = self._clock() - self._begun_ns.pop(name)
         # Several micro-batches make one step, and their passes one figure.
         self._in_step_ns[name] = self._in_step_ns.get(name, 0) + spent_ns
+        return True
 
     def start_step(self) -> None:
         """Begin a step."""
@@ -62,7 +66,8 @@ class SimpleStats(NoOpStats):
 
     def stop_step(self) -> None:
         """End a step and keep what it took; its line waits for ``log_step``, which may come one step late."""
-        self._stop("step")
+        if not self._stop("step"):
+            return
         spent, self._in_step_ns = self._in_step_ns, {}
         for name, spent_ns in spent.items():
             self.spent_ns[name].append(spent_ns)
@@ -98,12 +103,13 @@ class SimpleStats(NoOpStats):
 
     def stop_save_checkpoint(self) -> None:
         """End saving."""
-        self._stop(_SAVING)
-        self.spent_ns[_SAVING].append(self._in_step_ns.pop(_SAVING))
+        if self._stop(_SAVING):
+            self.spent_ns[_SAVING].append(self._in_step_ns.pop(_SAVING))
 
     def log_step(self) -> None:
-        """Print the line of the step."""
-        self._say(self._lines.popleft())
+        """Print the line of the step, if it has ended."""
+        if self._lines:
+            self._say(self._lines.popleft())
 
     def log_stats(self) -> None:
         """Print the means, and the quantiles of every phase that occurred."""
