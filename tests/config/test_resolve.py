@@ -237,11 +237,11 @@ def test_every_mistake_is_reported_at_once_with_its_place(tmp_path: Path) -> Non
         ("rate=-1", "rate: must be greater than 0, not -1"),
         ("rate=0", "rate: must be greater than 0, not 0"),
         ("rate=1e400", "rate: must be a finite number, not inf"),
-        ("label=5", "label: must be a valid string, not 5"),
-        ("label=true", "label: must be a valid string, not true"),
+        ("label=5", "label: must be text (in quotes if it looks like a number: '\"7\"'), not 5"),
+        ("label=true", "label: must be text (in quotes if it looks like a number: '\"7\"'), not true"),
         ("batch=5", "batch: must be a section with keys size, parts, weights, not 5"),
         ("batch=null", "batch: must be a section with keys size, parts, weights, not null"),
-        ("batch.weights=3", "batch.weights: must be a valid list, not 3"),
+        ("batch.weights=3", "batch.weights: must be a list, not 3"),
         (
             "batch.weights=[1, x]",
             "batch.weights[1]: must be a valid number, unable to parse string as a number, not 'x'",
@@ -334,7 +334,7 @@ def test_recipe_that_is_no_text_or_no_mapping_is_refused(tmp_path: Path) -> None
     recipe = _recipe(tmp_path, "- a\n- b\n")
     assert _mistakes(recipe) == ["x.yaml must be a mapping of keys to values, not list"]
     recipe.write_bytes(b"seed: \xff\n")
-    assert _mistakes(recipe)[0].startswith("cannot read the recipe x.yaml: 'utf-8' codec can't decode byte 0xff")
+    assert _mistakes(recipe)[0].startswith("cannot read the recipe x.yaml: byte 6 (line 1) is 0xff")
     assert _mistakes(tmp_path)[0].startswith("cannot read the recipe")
 
 

@@ -19,7 +19,7 @@ from perjoule.core.errors import ConfigError
         (".5", 0.5),
         ("-1.5E+2", -150.0),
         ("1_000", 1000),
-        ("010", 10),
+        ("010", "010"),
         ("+7", 7),
         ("true", True),
         ("false", False),

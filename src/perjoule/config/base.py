@@ -57,7 +57,8 @@ class Config(BaseModel):
         else:
             fits = True
         if not fits:
-            choices = [*words, *["a number"] * numbers, *["true or false"] * booleans]
+            number = f"a number{_unit(str(info.field_name))}"
+            choices = [*words, *[number] * numbers, *["true or false"] * booleans]
             raise PydanticCustomError("lookalike", "must be {choices}", {"choices": " or ".join(choices)})
         return value
 
@@ -83,6 +84,15 @@ def _absolute(value: Any) -> Any:
             return tuple(map(_absolute, value))
         case _:
             return value
+
+
+_UNITS = {"s": "seconds", "seconds": "seconds", "j": "joules", "w": "watts", "bytes": "bytes", "kwh": "kWh"}
+
+
+def _unit(name: str) -> str:
+    """Return what a field's number is of, if the end of its name says so."""
+    unit = _UNITS.get(name.rpartition("_")[2])
+    return f" of {unit}" if unit else ""
 
 
 def _accepted(annotation: Any) -> tuple[set[Any], list[str]]:

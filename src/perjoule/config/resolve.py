@@ -128,15 +128,11 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read_recipe(recipe: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Read a recipe file into plain data and the source of each key."""
-    try:
-        text = recipe.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
+    if not recipe.exists():
         folder = recipe.parent if recipe.parent.is_dir() else Path()
         near = suggestion(recipe.name, (path.name for path in folder.glob("*.yaml")))
-        raise ConfigError(f"no recipe {recipe}; in {folder.resolve()}: {near}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the recipe {recipe}: {error}") from error
-    document = yaml.load(text, str(recipe))
+        raise ConfigError(f"no recipe {recipe}; in {folder.resolve()}: {near}")
+    document = yaml.load_file(recipe, "the recipe")
     if document.data is None:
         return {}, {}
     if not isinstance(document.data, dict):
@@ -301,7 +297,8 @@ def _mistakes(cls: type[Config], error: ValidationError) -> Iterator[tuple[str, 
             expected = str(details[0]["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
             yield place, f"{given} is not accepted: {suggestion(str(details[0]['input']), expected)}"
             continue
-        message = " or ".join(_explain(detail["msg"]) for detail in details)
+        info = cls.model_fields.get(place)
+        message = " or ".join(dict.fromkeys(_explain(detail, info) for detail in details))
         complete = details[0]["type"] in {"missing", "value_error"} or len(given) > 60
         yield place, message if complete else f"{message}, not {given}"
 
@@ -312,10 +309,32 @@ def _has_alternatives(annotation: Any) -> bool:
     return union and len([item for item in typing.get_args(annotation) if item is not type(None)]) > 1
 
 
-def _explain(message: str) -> str:
-    """Turn pydantic's sentence into one that continues ``key: …``."""
-    message = re.sub(r"^\w+ should", "must", message.removeprefix("Value error, "))
-    return "is required" if message == "Field required" else message[:1].lower() + message[1:]
+_PLAIN = {
+    "missing": "is required",
+    "string_type": "must be text (in quotes if it looks like a number: '\"7\"')",
+    "is_instance_of": "must be a kind or a section with a kind",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be a section of keys and values",
+    "mapping_type": "must be a section of keys and values",
+    "model_type": "must be a section of keys and values",
+    "path_type": "must be a path",
+}
+"""What replaces sentences of pydantic's that name its classes."""
+
+
+def _explain(detail: ErrorDetails, info: FieldInfo | None) -> str:
+    """Turn pydantic's sentence into one that continues ``key: …``.
+
+    A field with a pattern says in words what it accepts: ``json_schema_extra={"accepted": "64 hexadecimal digits"}``.
+    """
+    if detail["type"] == "string_pattern_mismatch":
+        extra = info.json_schema_extra if info is not None else None
+        return f"must be {extra['accepted'] if isinstance(extra, dict) else 'of another form'}"
+    if detail["type"] in _PLAIN:
+        return _PLAIN[detail["type"]]
+    message = re.sub(r"^\w+ should", "must", detail["msg"].removeprefix("Value error, "))
+    return message[:1].lower() + message[1:]
 
 
 def _show(value: Any) -> str:

@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from perjoule.core.errors import ConfigError
+from perjoule.core.files import read_text
 
-_INTEGER = re.compile(r"[-+]?\d+(_\d+)*", re.ASCII)
+_INTEGER = re.compile(r"[-+]?(0|[1-9]\d*(_\d+)*)", re.ASCII)
+"""No leading zeros: 007 is a name, and to some readers of YAML 010 is eight."""
 _FLOAT = re.compile(r"[-+]?(\d+(_\d+)*(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_LEADING_ZERO = re.compile(r"[-+]?0[\d_]", re.ASCII)
 _LONGEST_INTEGER = 4000
 """Digits; Python refuses to convert more than 4300."""
+MOST_BYTES = 1 << 20
+"""Of a file: far more than any recipe has, and read in seconds."""
+_MOST_NODES = 100_000
+"""Values, those that aliases repeat included: each alias of an alias can double what is there."""
+_DEEPEST = 50
 _UNTAGGED = ""
 _UNQUOTABLE = frozenset("\x85\u2028\u2029\ufeff")
 """Line breaks that single quotes would not keep."""
@@ -46,7 +55,8 @@ def load(text: str, name: str) -> Document:
         name: the file name for messages.
 
     Raises:
-        ConfigError: if it is not YAML, repeats a key, uses a key that is not a name, has a tag, or contains itself.
+        ConfigError: if it is not YAML, repeats a key, uses a key that is not a name, has a tag, contains itself, or is
+            far larger or deeper than a recipe.
     """
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -61,6 +71,19 @@ def load(text: str, name: str) -> Document:
     return Document(None if node is None else _convert(node, "", name, lines, ()), lines)
 
 
+def load_file(path: Path, what: str) -> Document:
+    """Read a YAML file: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+
+    Args:
+        path: the file.
+        what: it is, for messages: ``the recipe``.
+
+    Raises:
+        ConfigError: if it cannot be read, or as :func:`load`.
+    """
+    return load(read_text(path, what, ConfigError, MOST_BYTES), str(path))
+
+
 def load_value(text: str) -> Any:
     """Parse the right side of ``key=value``: a scalar, ``[a, b]`` or ``{a: 1}``."""
     return load(text, "the command line").data
@@ -70,6 +93,10 @@ def _convert(node: yaml.Node, path: str, name: str, lines: dict[str, int], above
     """Turn a node into plain data and note its line."""
     line = node.start_mark.line + 1
     lines[path] = line
+    if len(lines) > _MOST_NODES:
+        raise ConfigError(f"{name}:{line}: more than {_MOST_NODES:,} values; do aliases repeat one another?")
+    if len(above) > _DEEPEST:
+        raise ConfigError(f"{name}:{line}: nested more than {_DEEPEST} deep")
     if id(node) in above:
         raise ConfigError(f"{name}:{line}: an anchor contains itself")
     if node.tag != _UNTAGGED:
@@ -100,7 +127,7 @@ def scalar(text: str) -> Any:
         return _CONSTANTS[text]
     if _INTEGER.fullmatch(text) and len(text) < _LONGEST_INTEGER:
         return int(text)
-    return float(text) if _FLOAT.fullmatch(text) else text
+    return float(text) if _FLOAT.fullmatch(text) and not _LEADING_ZERO.match(text) else text
 
 
 def dump(data: Any) -> str:

@@ -46,9 +46,15 @@ class DownloadConfig(Config):
     """Patterns or suffixes (.py) of files of a folder that are one document each; they become rows of parquet."""
     revision: str = "main"
     """Of a data set on the hub: a branch, a tag or a commit; the commit is recorded."""
-    sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
+    sha256: str | None = Field(
+        default=None, pattern="^[0-9a-fA-F]{64}$", json_schema_extra={"accepted": "64 hexadecimal digits"}
+    )
     """What a downloaded file must have; without it, only an encrypted connection is trusted."""
-    name: str | None = Field(default=None, pattern=r"^[^/.][^/]*$")
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[^/.][^/]*$",
+        json_schema_extra={"accepted": "the name of a file, without '/' and a leading dot"},
+    )
     """Of the file, if its address does not end with a good one."""
     timeout_s: PositiveFloat = 30.0
     """Without a byte, until a connection is given up."""

@@ -157,7 +157,11 @@ class DebugConfig(Config):
 class TrainConfig(Config):
     """One training run."""
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        json_schema_extra={"accepted": "letters, digits, '.', '_' and '-', a letter or digit first"},
+    )
     """Name of the run folder; None: the recipe's name, the time and four random digits."""
     runs: Path = Path("runs")
     """The folder that holds run folders."""

@@ -31,7 +31,11 @@ class CarbonConfig(Config):
     source: Literal["table", "codecarbon", "electricity_maps"] = "table"
     """The table that comes with perjoule, those of an installed CodeCarbon, or the live service of Electricity Maps
     (asked over HTTPS with the token in ELECTRICITYMAPS_TOKEN, at the start and every quarter of an hour)."""
-    zone: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]{2,20}$")
+    zone: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9-]{2,20}$",
+        json_schema_extra={"accepted": "2 to 20 letters, digits and dashes"},
+    )
     """Zone of Electricity Maps, such as ``DE`` or ``US-CAL-CISO``."""
     pue: float = Field(default=1.0, ge=1)
     """Power usage effectiveness: energy of the data centre over energy of its computers; shown beside every figure."""

@@ -29,7 +29,11 @@ class ReplayConfig(Config):
     """The file; its first line names the columns."""
     time_column: str = "time_s"
     """Column of the moments in seconds, ascending."""
-    value_column: str = Field(default="power_w", pattern="_[wj]$")
+    value_column: str = Field(
+        default="power_w",
+        pattern="_[wj]$",
+        json_schema_extra={"accepted": "the name of a column that ends in _w or _j"},
+    )
     """Column of the readings: watts if its name ends with ``_w``, joules of a counter if with ``_j``."""
     domain: str = "replay"
     """What the series is about; the same domain in several meters is the same thing."""
