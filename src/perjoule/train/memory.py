@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from perjoule.core.errors import ConfigError, OutOfMemory
 from perjoule.core.limits import available_bytes
 from perjoule.core.units import byte_size
 from perjoule.measure.contract import Meter, Unavailable
-from perjoule.models.contract import count_parameters
 
 _BYTES_PER_WEIGHT = 16
 """Weight, gradient and the two moments of Adam, in float32."""
 _HINTS = "can't allocate memory", "DefaultCPUAllocator", "not enough memory", "out of memory", "Cannot allocate memory"
+_MOST_BUILDING_S = 8.0
+"""CPU time; a model of thousands of layers is described in less."""
 _TOO_LARGE = "overflow", "invalid shape", "too large", "exceeds", "Trying to create tensor with negative dimension"
 
 
@@ -32,23 +34,42 @@ def check_fit(config: Any, shape: Any, device: torch.device) -> None:
     Raises:
         ConfigError: if weights, gradients and the optimizer's state do not fit.
     """
+    there, what = _free_bytes(device)
+    weights, begun_s, counted = 0, time.process_time(), dict[int, nn.Parameter]()
+
+    def count(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
+        """Count a parameter as it is made, a tied one once, and stop as soon as there are too many."""
+        nonlocal weights
+        if weight is not None and id(weight) not in counted:
+            counted[id(weight)] = weight
+            weights += weight.numel()
+        if weights * _BYTES_PER_WEIGHT > there:
+            raise _TooLargeError
+        if time.process_time() - begun_s > _MOST_BUILDING_S:
+            raise ConfigError(f"model: it has {len(counted):,} parameters and more; use fewer layers")
+
+    hook = register_module_parameter_registration_hook(count)
     try:
         with torch.device("meta"):
-            model: nn.Module = config.build(shape)
-        weights = count_parameters(model)
+            config.build(shape)
+    except _TooLargeError as error:
+        raise ConfigError(
+            f"model: {weights:,} weights or more need {byte_size(weights * _BYTES_PER_WEIGHT)} with gradients and "
+            f"optimizer, and {what} has {byte_size(there)} left; make the model or the vocabulary smaller"
+        ) from error
+    except ConfigError:
+        raise
     except (RuntimeError, OverflowError, MemoryError, ValueError) as error:
         if any(hint in str(error) for hint in (*_TOO_LARGE, *_HINTS)) or isinstance(error, OverflowError | MemoryError):
             raise ConfigError(f"model: its sizes are too large for any machine: {_first_line(error)}") from error
-        return  # it cannot be built without memory; the real attempt will say what is wrong with it
-    except Exception:  # an adapter of a zoo may want to compute something as it is built
+    except Exception:  # an adapter of a zoo may want to compute something as it is built: the real attempt will tell
         return
-    needed = weights * _BYTES_PER_WEIGHT
-    there, what = _free_bytes(device)
-    if needed > there:
-        raise ConfigError(
-            f"model: {weights:,} weights need {byte_size(needed)} with gradients and optimizer, and {what} has "
-            f"{byte_size(there)} left; make the model or the vocabulary smaller"
-        )
+    finally:
+        hook.remove()
+
+
+class _TooLargeError(Exception):
+    """More weights than fit."""
 
 
 def _free_bytes(device: torch.device) -> tuple[int, str]:
