@@ -17,7 +17,7 @@ from perjoule.core.errors import RunFolderError
 from perjoule.core.file_lock import Holder
 from perjoule.runs import checkpoints, files
 from perjoule.runs.files import write_json
-from perjoule.runs.folder import FINISHED, RUNNING, RunFolder, is_live, new_run_id, read_manifest
+from perjoule.runs.folder import FINISHED, RUNNING, RunFolder, is_live, new_run_id, read_manifest, read_resolved
 
 
 def create(path: Path, **facts: Any) -> RunFolder:
@@ -238,3 +238,30 @@ def test_a_disk_that_fails_is_an_error_for_folders_too(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output"):
         files.flush_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ({"segments": "x"}, "segments must be a list of objects"),
+        ({"segments": [1]}, "segments must be a list of objects"),
+        ({"status": 3}, "status must be text"),
+        ({"model": []}, "model must be an object"),
+        ({"data": "text"}, "data must be an object"),
+    ],
+)
+def test_a_manifest_with_parts_of_another_kind_is_one_line(tmp_path: Path, part: dict[str, Any], named: str) -> None:
+    run = create(tmp_path / "a")
+    run.close()
+    (run.path / "manifest.json").write_text(json.dumps({**run.manifest, **part}), encoding="utf-8")
+    with pytest.raises(RunFolderError, match=f"manifest.json is damaged: {named}"):
+        read_manifest(run.path)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"a": 1}', "{"])
+def test_damaged_values_with_sources_are_one_line(tmp_path: Path, text: str) -> None:
+    run = create(tmp_path / "a")
+    run.close()
+    (run.path / "resolved.json").write_text(text, encoding="utf-8")
+    with pytest.raises(RunFolderError, match=r"resolved\.json is damaged"):
+        read_resolved(run.path)

@@ -326,3 +326,16 @@ def test_a_hundred_thousand_steps_are_read_quickly(tmp_path: Path) -> None:
     assert time.perf_counter() - started_s < 5
     assert len(loaded.steps) == 100_000
     assert loaded.steps.wall_s.sum() == pytest.approx(10_000)
+
+
+def test_what_somebody_took_away_is_said(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a", "", {}, {})
+    run.begin_segment({"first_step": 1, "stop": {}, "energy": {"config": {"sampler": "process", "meters": ["x"]}}})
+    journal = JournalWriter(run.event_path(0), ("step",), {"rank": 0, "segment": 0})
+    journal.close()
+    run.end("finished", "reached 3 steps", last_step=3)
+    run.close()
+    (run.path / "checkpoints").rmdir()
+    said = "\n".join(load_run(run.path).warnings)
+    for words in ("metrics.jsonl ends at step 0", "checkpoints is missing", "segment 0: its samples are missing"):
+        assert words in said

@@ -103,3 +103,30 @@ def test_a_log_that_cannot_be_written_is_given_up_with_one_line() -> None:
         "first",
         "second",
     ]
+
+
+def test_a_step_is_shown_beside_the_last_one_and_its_bar_stays_at_80_columns(
+    seconds: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = Terminal()
+    console = Console(stream=shown)
+    console.begin(last_step=120)
+    seconds.append(101.0)
+    console.step(record(54), fraction=0.5, left=lambda: ", 12 min 05 s (11 min 50 s to 12 min 20 s) and 3.2 kJ left")
+    console.close()
+    drawn = [line for line in re.split(r"[\r\n]", shown.getvalue()) if "step 54/120" in line]
+    assert drawn and all("━" in line for line in drawn), "the bar is still there"
+
+
+def test_long_lines_are_broken_between_words_on_a_terminal_only() -> None:
+    words = (
+        "backend: precision float32, matmul highest, compile False, attention sdpa, allocator system, threads 1, more"
+    )
+    for stream, is_broken in ((Terminal(), True), (io.StringIO(), False)):
+        Console(stream=stream).line(words)
+        lines = stream.getvalue().splitlines()
+        assert (len(lines) > 1) == is_broken
+        assert max(map(len, lines)) <= 80 or not is_broken
+        assert " ".join(line.strip() for line in lines) == words

@@ -113,7 +113,23 @@ def read_manifest(run: Path) -> dict[str, Any]:
         raise RunFolderError(
             f"{run / MANIFEST} has schema {schema!r}; this perjoule reads 1 to {SCHEMA_VERSION}: upgrade perjoule"
         )
+    _check_kinds(run / MANIFEST, manifest)
     return manifest
+
+
+def _check_kinds(path: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a manifest whose parts are not what they are read as.
+
+    Raises:
+        RunFolderError: naming the part.
+    """
+    segments = manifest.get("segments", [])
+    if not isinstance(segments, list) or not all(isinstance(one, dict) for one in segments):
+        raise RunFolderError(f"{path} is damaged: segments must be a list of objects")
+    for name, kind in (("status", str), ("model", dict), ("data", dict)):
+        if manifest.get(name) is not None and not isinstance(manifest[name], kind):
+            raise RunFolderError(f"{path} is damaged: {name} must be {'an object' if kind is dict else 'text'}")
+    manifest.setdefault("segments", [])
 
 
 def read_resolved(run: Path) -> dict[str, dict[str, Any]]:
@@ -123,7 +139,11 @@ def read_resolved(run: Path) -> dict[str, dict[str, Any]]:
         RunFolderError: if the folder is no run folder, or the file is damaged.
     """
     read_manifest(run)
-    resolved: dict[str, dict[str, Any]] = read_json(run / RESOLVED)
+    resolved = read_json(run / RESOLVED)
+    if not isinstance(resolved, dict) or not all(
+        isinstance(entry, dict) and "value" in entry for entry in resolved.values()
+    ):
+        raise RunFolderError(f"{run / RESOLVED} is damaged: it must be an object of values with their sources")
     return resolved
 
 

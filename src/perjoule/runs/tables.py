@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from perjoule.core.errors import RunFolderError
 from perjoule.core.phases import ON_SCHEDULE, STEP
 from perjoule.runs.files import read_json
-from perjoule.runs.folder import EVENTS, INTERRUPTED, METRICS, RESOLVED, RUNNING, is_live, read_manifest
+from perjoule.runs.folder import CHECKPOINTS, EVENTS, INTERRUPTED, METRICS, RESOLVED, RUNNING, is_live, read_manifest
 from perjoule.runs.journal import read_journal
 from perjoule.runs.phase_table import PhaseTable, build_phase_table
+from perjoule.runs.samples import sample_files
 from perjoule.runs.step_table import Checkpoint, Evaluation, Metrics, Note, StepTable, read_metrics
 
 DAMAGED = "damaged"
@@ -136,6 +137,7 @@ def load_run(path: Path) -> Run:
         warnings.append(str(error))
         metrics = Metrics({}, (), (), (), ())
     steps = _build_steps(metrics, segments)
+    warnings += _missing(path, segments, steps)
     return Run(
         path=path,
         manifest=manifest,
@@ -149,6 +151,22 @@ def load_run(path: Path) -> Run:
         notes=metrics.notes,
         warnings=(*warnings, *metrics.warnings),
     )
+
+
+def _missing(path: Path, segments: tuple[Segment, ...], steps: StepTable) -> Iterator[str]:
+    """Yield a line for each part that should be there and is not: somebody deleted or cut it, or copied half a run."""
+    last = max((int(one.facts.get("last_step") or 0) for one in segments), default=0)
+    recorded = int(steps.step.max()) if len(steps) else 0
+    if recorded < last and any(one.phases is not None for one in segments):
+        yield f"{METRICS} ends at step {recorded}, and the run at step {last}: losses behind it are unknown"
+    if last and not (path / CHECKPOINTS).is_dir() and segments and "stop" in segments[-1].facts:
+        yield f"the folder {CHECKPOINTS} is missing: the model cannot be used or trained on"
+    for one in segments:
+        energy = one.facts.get("energy")
+        config = energy.get("config") if isinstance(energy, Mapping) else None
+        metered = isinstance(config, Mapping) and config.get("sampler") != "off" and config.get("meters")
+        if metered and one.facts.get("ended") and not sample_files(path, one.number):
+            yield f"segment {one.number}: its samples are missing: what it used is unknown"
 
 
 def _status(path: Path, manifest: Mapping[str, Any]) -> tuple[str, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -42,6 +44,7 @@ class Console:
         self._since = (time.monotonic(), 0)
         self._tokens = 0
         self._rate = 0.0
+        self._of = ""
 
     def log_to(self, path: Path) -> None:
         """Append every line to a file as well, with its time."""
@@ -52,20 +55,43 @@ class Console:
         self._write_log(text)
         if self._silent:
             return
+        if self._stream.isatty():
+            text = self._wrapped(text)
         if self._bar is not None:
             self._bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self._stream, flush=True)
 
-    def begin(self) -> None:
-        """Start the progress bar, if a terminal is there to draw it on."""
+    def _wrapped(self, text: str) -> str:
+        """Break a line between words where the terminal would break it anywhere."""
+        try:
+            width = os.get_terminal_size(self._stream.fileno()).columns
+        except (OSError, ValueError):
+            width = 0
+        return textwrap.fill(
+            text, width or 80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        )
+
+    def begin(self, last_step: int | None = None) -> None:
+        """Start the progress bar, if a terminal is there to draw it on.
+
+        Args:
+            last_step: of the run, if it is known.
+        """
+        self._of = "" if last_step is None else f"/{last_step}"
         self._since = (time.monotonic(), self._tokens)
         if self._silent or not self._stream.isatty():
             return
         from rich.console import Console as Screen
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+        from rich.table import Column
 
-        columns = SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}")
+        bar, text = Column(min_width=16, no_wrap=True), Column(no_wrap=True, overflow="ellipsis")
+        columns = (
+            SpinnerColumn(),
+            BarColumn(bar_width=16, table_column=bar),
+            TextColumn("{task.description}", table_column=text),
+        )
         self._bar = Progress(*columns, console=Screen(file=drawing(self._stream)), transient=True, expand=False)
         self._task = self._bar.add_task("first step …", total=1.0)
         self._bar.start()
@@ -87,7 +113,7 @@ class Console:
         if now > since:
             self._rate = (self._tokens - tokens) / (now - since)
         self._since = (now, self._tokens)
-        text = f"step {record.step}  loss {record.loss:.4f}  {si(self._rate, 'tok/s')}{left()}"
+        text = f"step {record.step}{self._of}  loss {record.loss:.4f}  {si(self._rate, 'tok/s')}{left()}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=fraction, description=text)
         else:

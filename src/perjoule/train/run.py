@@ -294,7 +294,7 @@ class _Assembly:
                     calibrate(job, module, again, self.console)
             if session.bridge is not None:
                 session.bridge.begin()
-            self.console.begin()
+            self.console.begin(goal.last_step)
             ending = Loop(job, progress).run()
             status = folder.STOPPED if ending.signal else folder.FINISHED
             session.end(recorder, status, ending.reason, goal)
