@@ -31,7 +31,7 @@ class PerjouleEBTConfig(PerjouleConfig):  # type: ignore[no-untyped-call]
         super().__init__(**fields)
 
 
-class EBTForCausalLM(PerjouleForCausalLM, GenerationMixin):  # type: ignore[no-untyped-call]
+class EBTForCausalLM(PerjouleForCausalLM, GenerationMixin):
     """Energy-Based Transformer; see :mod:`perjoule.models.ebt`.
 
     Every forward pass takes a gradient of its own: it works under ``torch.no_grad()``, and not under

@@ -31,7 +31,7 @@ class CheckpointedLongNetBlock(GradientCheckpointingLayer, Block):  # type: igno
     """A block whose activations transformers may compute again in the backward pass, as ``Trainer`` can ask for."""
 
 
-class LongNetForCausalLM(PerjouleForCausalLM, GenerationMixin):  # type: ignore[no-untyped-call]
+class LongNetForCausalLM(PerjouleForCausalLM, GenerationMixin):
     """Transformer with dilated attention; see :mod:`perjoule.models.longnet`."""
 
     config_class = PerjouleLongNetConfig

@@ -30,7 +30,7 @@ class CheckpointedRetNetBlock(GradientCheckpointingLayer, Block):  # type: ignor
     """A block whose activations transformers may compute again in the backward pass, as ``Trainer`` can ask for."""
 
 
-class RetNetForCausalLM(PerjouleForCausalLM, GenerationMixin):  # type: ignore[no-untyped-call]
+class RetNetForCausalLM(PerjouleForCausalLM, GenerationMixin):
     """Retentive network, which generates from its recurrent state; see :mod:`perjoule.models.retnet`."""
 
     config_class = PerjouleRetNetConfig

@@ -31,7 +31,7 @@ class CheckpointedTransformerBlock(GradientCheckpointingLayer, Block):  # type: 
     """A block whose activations transformers may compute again in the backward pass, as ``Trainer`` can ask for."""
 
 
-class PerjouleTransformerForCausalLM(PerjouleForCausalLM, GenerationMixin):  # type: ignore[no-untyped-call]
+class PerjouleTransformerForCausalLM(PerjouleForCausalLM, GenerationMixin):
     """Decoder-only Transformer, the baseline; see :mod:`perjoule.models.transformer`."""
 
     config_class = PerjouleTransformerConfig
