@@ -75,6 +75,10 @@ class Suites(ModelTesterMixin, GenerationTesterMixin, TrainingTesterMixin):
         self.has_attentions = False
         self.config_tester = ConfigTester(self, config_class=self.model_tester.causal_lm_class.config_class)
 
+    def test_left_padding_compatibility(self) -> None:
+        self.has_attentions = True  # the test takes that for whether padding is possible
+        super().test_left_padding_compatibility()
+
     def test_config(self) -> None:
         self.config_tester.run_common_tests()
 

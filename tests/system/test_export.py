@@ -77,6 +77,15 @@ def test_exported_model_writes_what_the_run_writes(kind: str, tiny: Tiny, tmp_pa
     new = SEQ_LEN - given["input_ids"].shape[1]
     written = model.generate(**given, max_new_tokens=new, do_sample=False, eos_token_id=None)
     assert written[:, -new:].tolist() == written_by_run(run, PROMPTS, new)
+    stop = tokenizer.decode(written[0, -new])
+    stopped = model.generate(
+        **tokenizer(PROMPTS[:1], return_tensors="pt"),
+        stop_strings=[stop],
+        tokenizer=tokenizer,
+        max_new_tokens=4,
+        do_sample=False,
+    )
+    assert tokenizer.decode(stopped[0]).endswith(stop)
     generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
     assert generator("the quick")[0]["generated_text"].startswith("the quick")
     ids = generator("the quick", return_tensors=True)[0]["generated_token_ids"]

@@ -58,7 +58,7 @@ class PerjouleForCausalLM(PerjoulePreTrainedModel):  # type: ignore[no-untyped-c
 
     def __init_subclass__(cls, **named: Any) -> None:
         """Make the class known as a causal language model, so that the Trainer shifts labels that it smooths."""
-        super().__init_subclass__(**named)
+        super().__init_subclass__(**named)  # type: ignore[no-untyped-call]
         # It looks the class's name up in this table; the keys are model types of transformers itself, and never ours.
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[f"{cls.__module__}.{cls.__qualname__}"] = cls.__name__
 

@@ -1,0 +1,95 @@
+"""Run transformers' own test mixins over our four classes, and count what comes of it.
+
+    python tests/foreign/transformers_suites.py FOLDER [--write]
+
+FOLDER holds transformers' ``tests`` package of the installed version: a checkout of its repository. Its sdist has the
+top level of it only, without tests/generation, tests/utils and tests/exporters; those may be of a checkout nearby.
+``transformers_suites.json`` keeps the counts, with the reason of every test that does not apply; a run must give those,
+or fewer skipped, and ``--write`` replaces them. Needs what requirements-peers.lock has, pytest and parameterized.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+COUNTS = HERE / "transformers_suites.json"
+KINDS = ("transformer", "retnet", "longnet", "ebt")
+
+
+@contextmanager
+def workplace(suite: Path) -> Iterator[Path]:
+    """Make a folder in which ``tests`` is transformers' package, and ours one file beside it."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        for entry in ("tests", "utils"):
+            if (suite / entry).is_dir():
+                (place / entry).symlink_to((suite / entry).resolve())
+        (place / "test_perjoule.py").symlink_to((HERE / "transformers_models.py").resolve())
+        yield place
+
+
+def run(suite: Path, kind: str) -> dict[str, Any]:
+    """Run every test over one class: how many passed, which failed, and which do not apply, by their reason."""
+    with workplace(suite) as place:
+        report = place / "report.xml"
+        options = ["-q", "-c", os.devnull, "--rootdir", ".", "-p", "no:cacheprovider", "-W", "ignore", "--tb=short"]
+        environment = {
+            **os.environ,
+            "KINDS": kind,
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join([str(HERE.parents[1] / "src"), os.environ.get("PYTHONPATH", "")]),
+        }
+        command = [sys.executable, "-m", "pytest", *options, "test_perjoule.py", f"--junitxml={report}"]
+        subprocess.run(command, cwd=place, env=environment, check=False)
+        return counted(report)
+
+
+def counted(report: Path) -> dict[str, Any]:
+    """Read pytest's own report."""
+    passed, failed, skipped = 0, set[str](), defaultdict[str, list[str]](list)
+    for case in ET.parse(report).iter("testcase"):
+        name = case.get("name", "")
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed.add(name)
+        elif (reason := case.find("skipped")) is not None:
+            skipped[reason.get("message", "")].append(name)
+        else:
+            passed += 1
+    return {"passed": passed, "failed": sorted(failed), "not_applicable": {r: sorted(n) for r, n in skipped.items()}}
+
+
+def main() -> int:
+    """Run, compare and print; 1 if a test failed or fewer passed than before."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("suite", type=Path)
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    import transformers
+
+    known = json.loads(COUNTS.read_text(encoding="utf-8")) if COUNTS.is_file() else {}
+    found = {"transformers": transformers.__version__, **{kind: run(given.suite, kind) for kind in KINDS}}
+    bad = 0
+    for kind in KINDS:
+        one, before = found[kind], known.get(kind, {"passed": 0})
+        skipped = sum(map(len, one["not_applicable"].values()))
+        print(f"{kind}: {one['passed']} passed, {len(one['failed'])} failed, {skipped} do not apply")
+        bad += bool(one["failed"]) or (not given.write and one["passed"] < before["passed"])
+    if given.write and not bad:
+        COUNTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
