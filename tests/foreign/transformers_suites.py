@@ -79,11 +79,14 @@ def main() -> int:
     import transformers
 
     known = json.loads(COUNTS.read_text(encoding="utf-8")) if COUNTS.is_file() else {}
-    found = {"transformers": transformers.__version__, **{kind: run(given.suite, kind) for kind in KINDS}}
+    found: dict[str, Any] = {
+        "transformers": transformers.__version__,
+        **{kind: run(given.suite, kind) for kind in KINDS},
+    }
     bad = 0
     for kind in KINDS:
         one, before = found[kind], known.get(kind, {"passed": 0})
-        skipped = sum(map(len, one["not_applicable"].values()))
+        skipped = sum(len(names) for names in one["not_applicable"].values())
         print(f"{kind}: {one['passed']} passed, {len(one['failed'])} failed, {skipped} do not apply")
         bad += bool(one["failed"]) or (not given.write and one["passed"] < before["passed"])
     if given.write and not bad:

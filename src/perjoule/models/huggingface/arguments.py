@@ -15,7 +15,7 @@ LOSS_ARGUMENTS = frozenset({"num_items_in_batch", "shift_labels"})
 IGNORED_ARGUMENTS = frozenset(
     # What transformers, its collators and its tokenizers send along, and what says no more than position_ids do.
     "cache_position token_type_ids is_first_iteration next_sequence_length output_router_logits "
-    "cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k seq_idx".split()
+    "cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k seq_idx tokenizer assistant_tokenizer".split()
 )
 LANGUAGE_TASKS = frozenset({"CAUSAL_LM", "FEATURE_EXTRACTION"})
 """PEFT's task types of which a language model's labels are right."""

@@ -83,7 +83,7 @@ class PerjouleConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     @property
     def num_positions(self) -> int | None:
         """Return how many tokens the model can read; None if there is no last position."""
-        return self.seq_len if hasattr(self, "positions") and self.positions != "none" else None
+        return None if self.positions == "none" else self.seq_len
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

@@ -25,6 +25,10 @@ class PerjouleRetNetConfig(PerjouleConfig):  # type: ignore[no-untyped-call]
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
 
+    @property
+    def num_positions(self) -> None:
+        """Return None: retention has no last position."""
+
 
 class CheckpointedRetNetBlock(GradientCheckpointingLayer, Block):  # type: ignore[no-untyped-call]
     """A block whose activations transformers may compute again in the backward pass, as ``Trainer`` can ask for."""
