@@ -5,7 +5,8 @@
 FOLDER holds transformers' ``tests`` package of the installed version: a checkout of its repository. Its sdist has the
 top level of it only, without tests/generation, tests/utils and tests/exporters; those may be of a checkout nearby.
 ``transformers_suites.json`` keeps the counts, with the reason of every test that does not apply; a run must give those,
-or fewer skipped, and ``--write`` replaces them. Needs what requirements-peers.lock has, pytest and parameterized.
+or more passed, and ``--write`` replaces them and the table in docs/huggingface.md. Needs what requirements-peers.lock
+has, pytest and parameterized.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "huggingface.md"
+BEGIN, END = "<!-- suites -->\n", "<!-- end of suites -->\n"
 COUNTS = HERE / "transformers_suites.json"
 KINDS = ("transformer", "retnet", "longnet", "ebt")
 
@@ -70,6 +74,39 @@ def counted(report: Path) -> dict[str, Any]:
     return {"passed": passed, "failed": sorted(failed), "not_applicable": {r: sorted(n) for r, n in skipped.items()}}
 
 
+def table(found: dict[str, Any]) -> str:
+    """Return the page's tables of the counts: what passed, and every test that does not apply, by its reason."""
+    lines = [
+        f"transformers {found['transformers']}:",
+        "",
+        "| class | passed | failed | do not apply |",
+        "|---|---|---|---|",
+    ]
+    reasons = defaultdict[str, dict[str, set[str]]](lambda: defaultdict(set))
+    for kind in KINDS:
+        one = found[kind]
+        skipped = sum(len(names) for names in one["not_applicable"].values())
+        lines.append(f"| {kind} | {one['passed']} | {len(one['failed'])} | {skipped} |")
+        for reason, names in one["not_applicable"].items():
+            short = re.sub(r"<class '[\w.]+'>|\w+ForCausalLM|Perjoule\w+Config", "the class", reason)
+            for name in names:  # those of one parameterised test are one
+                reasons[short][re.sub(r"_\d+(_\w+)?$", "_…", name)].add(kind)
+    lines += ["", "| reason, in transformers' words | tests |", "|---|---|"]
+    for reason, tests in sorted(reasons.items()):
+        shown = [
+            f"`{test}`" + ("" if len(kinds) == len(KINDS) else f" ({', '.join(sorted(kinds))})")
+            for test, kinds in sorted(tests.items())
+        ]
+        lines.append(f"| {reason} | {', '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_table(page: str, found: dict[str, Any]) -> str:
+    """Return the page with these tables in place of its own."""
+    before, _, rest = page.partition(BEGIN)
+    return before + BEGIN + table(found) + END + rest.partition(END)[2]
+
+
 def main() -> int:
     """Run, compare and print; 1 if a test failed or fewer passed than before."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -91,6 +128,7 @@ def main() -> int:
         bad += bool(one["failed"]) or (not given.write and one["passed"] < before["passed"])
     if given.write and not bad:
         COUNTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
     return 1 if bad else 0
 
 
