@@ -8,7 +8,7 @@ from tests.estimate.measured import gaissa, make_job, measure, zeus
 
 from perjoule.core.errors import ConfigError, DataError
 from perjoule.estimate.contract import Job, Measurement, Target
-from perjoule.estimate.estimators.physical import Physical, PhysicalConfig, _quantile, replicate_medians, student_90
+from perjoule.estimate.estimators.physical import Physical, PhysicalConfig, _quantile, replicate_medians
 from perjoule.estimate.scores import ask
 from perjoule.estimate.splits import Split, folds
 from perjoule.estimate.step_model import LATENTS, evaluate, features
@@ -116,10 +116,6 @@ def test_a_new_host_is_told_by_one_run_of_a_small_batch() -> None:
     assert abs(np.log(after / truth)) < 0.15 < 0.5 < abs(np.log(before / truth))
 
 
-def test_the_fewer_the_groups_the_wider_is_students_interval() -> None:
-    assert [student_90(num) for num in (5, 10, 30)] == pytest.approx([2.015, 1.812, 1.697], rel=0.01)
-
-
 def test_a_group_of_many_rows_counts_as_much_as_one_of_few() -> None:
     ratios, groups = np.array([*[1.0] * 90, *[5.0] * 10]), np.array(["many"] * 90 + ["few"] * 10)
     assert _quantile(ratios, groups) == pytest.approx(5.0)
@@ -194,11 +190,12 @@ def test_a_device_becomes_known_by_degrees() -> None:
     p100 = [one for one in zeus() if one.job.device.name == "P100"]
     asked, *known = p100[-1], *p100[::4]
     widths = []
-    for num in (0, 1, 3, 8):
+    for num in (0, 1, 8):
         found = fitted((*others, *known[:num])).predict(asked.job, Target.ENERGY_PER_EPOCH)
         widths.append(np.log(found.high / found.low))
-    assert widths == sorted(widths, reverse=True)
-    assert widths[1] > 0.3 * widths[0]  # a single run does not tell all
+    none, one, eight = widths
+    assert none > one > eight
+    assert one > 0.3 * none  # a single run does not tell all
 
 
 def test_a_new_host_is_taken_to_be_like_the_hosts_that_were_measured() -> None:

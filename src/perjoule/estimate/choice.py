@@ -28,8 +28,8 @@ from perjoule.estimate.step_model import Widths
 from perjoule.estimate.trials import by_device, highest_limits
 
 CANDIDATES: Mapping[str, tuple[float, ...]] = {
-    "host": (0.25, 0.5, 0.75),
-    "device": (0.5, 0.75, 1.0, 1.5),
+    "host": (0.25, 0.35, 0.5, 0.7),
+    "device": (0.5, 0.75, 1.0, 1.4),
     "pair": (0.03, 0.06, 0.12),
 }
 _MEASURED = 3

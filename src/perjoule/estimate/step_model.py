@@ -94,7 +94,7 @@ class Widths:
     """
 
     device: float = 0.75
-    host: float = 0.5
+    host: float = 0.35
     pair: float = 0.03
 
     def latents(self) -> dict[str, Latent]:

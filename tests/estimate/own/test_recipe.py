@@ -9,7 +9,7 @@ from perjoule.core.errors import ConfigError
 from perjoule.estimate.devices import find_device
 from perjoule.estimate.own.counting import Counted
 from perjoule.estimate.own.machine import fit, uncalibrated
-from perjoule.estimate.own.recipe import Machine, RecipeEstimate, estimate_recipe
+from perjoule.estimate.own.recipe import Machine, RecipeEstimate, _memory, estimate_recipe
 from perjoule.train.config import TrainConfig
 
 STEP_S, WATTS = 0.1, 20.0
@@ -121,6 +121,29 @@ def test_memory_holds_weights_activations_and_the_interpreter() -> None:
     asked = COUNTED.work.weight_bytes + COUNTED.work.peak_bytes
     assert found.low < found.mean < found.high
     assert found.mean > asked + 2e8
+
+
+@pytest.mark.parametrize(
+    ("state_mb", "peak_mb", "measured_mb"),
+    # transformer 64 x 2; RetNet 256, batch 16; transformer 512 x 6; EBT 128; LongNet 192;
+    # the default recipe; as RetNet; 384 wide; with batches of 32
+    [
+        (7, 95, 507),
+        (63, 699, 898),
+        (278, 678, 1395),
+        (22, 719, 1106),
+        (40, 121, 526),
+        (63, 273, 908),
+        (63, 352, 768),
+        (124, 241, 854),
+        (63, 1092, 1658),
+    ],
+)
+def test_the_peaks_that_were_measured_lie_in_their_intervals(
+    state_mb: float, peak_mb: float, measured_mb: float
+) -> None:
+    found = _memory(work(weight_bytes=state_mb * 1e6, peak_bytes=peak_mb * 1e6), on_cpu=True)
+    assert found.low < measured_mb * 1e6 < found.high
 
 
 def test_a_named_device_is_scaled_from_its_data_sheet() -> None:

@@ -1,11 +1,12 @@
 """Ours: FLOPs, bytes, kernels and batch through a physical formula with priors from data sheets, and honest intervals.
 
-The mean is that of :mod:`perjoule.estimate.hierarchy`. Its standard deviations say by how much a job is harder than
-another one; by how much all of them are too wide or too narrow is measured: for each kind of novelty (another batch of
-a known workload, a workload that is new on the device, a new data set, architecture, or device) the rows are left out
-in groups of that kind, and the 90 % quantile of error over standard deviation becomes the factor of such intervals.
-Groups count alike, however many rows they have: rows of one device err together. Few groups say little, so that
-Student's quantile, which is the wider the fewer there are, counts as four groups more.
+What is believed of a job is drawn (:meth:`perjoule.estimate.hierarchy.Hierarchy.draw`); the estimate is the geometric
+mean, the interval holds nine tenths of the draws. A device that was never measured keeps the width of its prior, which
+was chosen by leaving devices out, and every run of it takes some of it away. For other kinds of novelty (another batch
+of a known workload, a workload that is new on the device, a new data set or architecture) it is measured by how much
+intervals are too wide or too narrow: the rows are left out in groups of that kind, and the 90 % quantile of error over
+predicted spread becomes a factor. Groups count alike, however many rows they have, as rows of one group err together;
+and as few groups say little, the factor 1 counts as four groups more.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from perjoule.estimate.contract import Estimate, Job, Measurement, Needs, Target
 from perjoule.estimate.hierarchy import Hierarchy
 from perjoule.estimate.step_model import WIDTHS, Floats, Widths
 
-_GAUSSIAN_90 = 1.645
+_GAUSSIAN_90, _STUDENT_90 = 1.645, 2.015  # half of the 90 % interval in standard deviations; with 5 degrees of freedom
+_LEAST_FACTOR = 0.1
 _RUN_SD = 0.03  # of the logarithm of the joules of one measured run
 _OUTPUT = {Target.SECONDS_PER_EPOCH: 0, Target.WATTS: 1, Target.ENERGY_PER_EPOCH: 2, Target.TOTAL_ENERGY: 2}
 _CONFIGURATION, _COMBINATION, _DATASET, _ARCHITECTURE, _DEVICE = (
@@ -37,7 +39,7 @@ _CONFIGURATION, _COMBINATION, _DATASET, _ARCHITECTURE, _DEVICE = (
 
 
 class PhysicalConfig(Config):
-    """How much Student's quantile counts."""
+    """How far the priors reach, and how much is left to them."""
 
     kind: Literal["physical"] = "physical"
     device_width: PositiveFloat = WIDTHS.device
@@ -47,7 +49,7 @@ class PhysicalConfig(Config):
     pair_width: PositiveFloat = WIDTHS.pair
     """Standard deviation of what a network does on one device alone."""
     prior_groups: PositiveInt = 4
-    """Number of groups of measurements against which Student's 90 % quantile is weighed."""
+    """Number of groups of measurements against which the width of what is drawn is weighed, unchanged."""
 
     @classmethod
     def of(cls, widths: Widths) -> PhysicalConfig:
@@ -90,21 +92,21 @@ class Physical:
         widths = Widths(config.device_width, config.host_width, config.pair_width)
         self._model = Hierarchy(jobs, np.array([log_y for _, log_y in usable]).T, widths)
         self._known = {level: frozenset(_group(job, level) for job in jobs) for level in _LEVELS}
-        self._factors = {level: self._factor(jobs, level) for level in _LEVELS}
+        self._factors = {level: self._factor(jobs, level) for level in _LEVELS if level != _DEVICE}
         # On a device that has many configurations, they say more of its next one than those of other devices do.
         self._own = self._device_factors(jobs)
 
     def _factor(self, jobs: Sequence[Job], level: str) -> Floats:
-        """Return the (3,) factors from standard deviation to half interval for one kind of novelty."""
+        """Return the (3,) factors of what is drawn for one kind of novelty: 1 where nothing was left out."""
         groups = [_group(job, level) for job in jobs]
-        return self._weighed(
-            self._ratios(groups), groups, np.full(3, student_90(len(set(groups)) + self._config.prior_groups))
-        )
+        # A group that was never measured is drawn from Student's distribution, another batch from what is believed.
+        of_90 = _GAUSSIAN_90 if level == _CONFIGURATION else _STUDENT_90
+        return self._weighed(self._ratios(groups) / of_90, groups, np.ones(3))
 
     def _device_factors(self, jobs: Sequence[Job]) -> dict[str, Floats]:
         """Return the factors for another configuration on each device."""
         groups = [_group(job, _CONFIGURATION) for job in jobs]
-        ratios, factors = self._ratios(groups), {}
+        ratios, factors = self._ratios(groups) / _GAUSSIAN_90, {}
         for device in {job.device.name for job in jobs}:
             mine = [at for at, job in enumerate(jobs) if job.device.name == device]
             factors[device] = self._weighed(ratios[:, mine], [groups[at] for at in mine], self._factors[_CONFIGURATION])
@@ -124,7 +126,7 @@ class Physical:
             seen = np.isfinite(ratios[output])
             num = len(set(names[seen]))
             if num > 1:
-                quantile = max(_quantile(ratios[output][seen], names[seen]), 0.1)
+                quantile = max(_quantile(ratios[output][seen], names[seen]), _LEAST_FACTOR)
                 prior = self._config.prior_groups
                 logs = (num - 1) * np.log(quantile) + prior * np.log(otherwise[output])
                 factors[output] = np.exp(logs / (num - 1 + prior))
@@ -136,7 +138,7 @@ class Physical:
         if level == _DEVICE:
             return 1.0
         factors = self._own[job.device.name] if level == _CONFIGURATION else self._factors[level]
-        return float(factors[output]) / _GAUSSIAN_90
+        return float(factors[output])
 
     def novelty(self, job: Job) -> str:
         """Return the kind of novelty of a job: the first of device, architecture, … that was never measured."""
@@ -200,11 +202,6 @@ class Physical:
             chosen.append(candidates[best])
             covariance = covariance - np.outer(covariance[:, best], covariance[best]) / own[best]
         return chosen
-
-
-def student_90(num_groups: int) -> float:
-    """Return half of the 90 % interval of Student's distribution, in standard deviations, by Cornish and Fisher."""
-    return _GAUSSIAN_90 + 1.524 / num_groups + 1.42 / num_groups**2
 
 
 def _quantile(ratios: Floats, groups: NDArray[np.str_]) -> float:

@@ -25,10 +25,15 @@ if TYPE_CHECKING:
 
 COMPILED = Estimate(0.6, 0.45, 0.85, "", "prior: language models on two cores")
 """A compiled step over an eager one, where it was not measured on the machine (docs/log.md: 0.5 to 0.65)."""
-_PROCESS_BYTES = 4.0e8
-"""Python with torch before a model exists."""
-_FRAGMENTS = (0.9, 1.0, 1.6)
-"""Memory in use over memory asked for: an allocator that keeps what was freed cannot always use it again."""
+_PROCESS_BYTES = (3.6e8, 4.0e8, 5.2e8)
+"""Python with torch and what training loads, without a model: low, mean, high. 350 to 390 MB were seen here; threads
+and libraries of other machines take more."""
+_COUNTED = (0.6, 0.9, 2.0)
+"""Memory in use over what a step asks for at once: kernels free sooner than autograd promises (0.65 for a RetNet), and
+an allocator keeps what was freed, the more the longer a run and its evaluations go on (1.1 at the first steps of the
+default recipe, 1.5 after twelve)."""
+_STATE_COPIES = (0.0, 0.5, 2.0)
+"""Copies of weights and optimizer while a checkpoint is written."""
 
 
 @dataclass(frozen=True)
@@ -265,8 +270,11 @@ def _per_joule(config: TrainConfig, notes: list[str]) -> tuple[float | None, flo
 
 
 def _memory(work: Work, on_cpu: bool) -> Estimate:
-    """Return the most memory at once; on a processor that of the interpreter is in it."""
-    low, mean, high = (share * work.memory_bytes + (_PROCESS_BYTES if on_cpu else 0.0) for share in _FRAGMENTS)
+    """Return the most memory at once; on a processor that of the interpreter and of a checkpoint's copy is in it."""
+    low, mean, high = (
+        share * work.memory_bytes + (base + copies * work.weight_bytes if on_cpu else 0.0)
+        for share, base, copies in zip(_COUNTED, _PROCESS_BYTES, _STATE_COPIES, strict=True)
+    )
     return Estimate(mean, low, high, "B", "counted")
 
 
