@@ -70,7 +70,7 @@ def test_the_fastest_exact_product_is_chosen(
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16-autocast", "bf16"])
-@pytest.mark.parametrize("matmul", ["highest", "medium"])
+@pytest.mark.parametrize("matmul", ["highest", "high", "medium"])
 @pytest.mark.parametrize("rates", [AMD, AMX], ids=["AMD", "AMX"])
 def test_given_values_are_never_overridden(
     choose_on: Choose, rates: dict[str, MatmulRate], precision: str, matmul: str
@@ -81,6 +81,10 @@ def test_given_values_are_never_overridden(
     assert half["precision"] == precision
     assert half["matmul"] == choose_on(rates).settings["matmul"]
     assert half["fused_optimizer"] is True
+
+
+def test_a_path_that_is_not_timed_is_compared_by_the_exact_one(choose_on: Choose) -> None:
+    assert choose_on(AMX, matmul="high").settings["precision"] == "bf16-autocast"
 
 
 def test_nothing_is_probed_when_everything_is_given(profile: MachineProfile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +230,7 @@ def test_the_peak_is_that_of_the_precision_or_says_why_there_is_none(profile: Ma
     assert backend_of(precision="bf16-autocast").peak(profile)["flops"] == 3.6e12
     del rates["bf16"]
     profile.put(f"matmul/threads={threads}", rates)
-    assert backend_of(precision="bf16").peak(profile) == reason
+    assert backend_of(precision="bf16").peak(profile) == {"unavailable": "the peak of bf16 is not measured"}
 
 
 def test_ranks_on_one_node_share_its_cores(monkeypatch: pytest.MonkeyPatch, profile: MachineProfile) -> None:

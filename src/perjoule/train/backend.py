@@ -170,7 +170,9 @@ class Backend:
         if self.device.type != "cpu":
             return {"unavailable": f"no peak was measured on {self.device}; perjoule doctor measures CPUs only so far"}
         stored = profile.get(probe.matmul_key())
-        if stored is None or self.peak_name not in stored:
+        if stored is not None and self.peak_name not in stored:
+            return {"unavailable": f"the peak of {self.peak_name} is not measured"}
+        if stored is None:
             return {"unavailable": "no peak was measured on this machine; run `perjoule doctor` once"}
         how = f"best measured matrix product in {self.peak_name}, {torch.get_num_threads()} threads, this machine"
         return {"flops": stored[self.peak_name]["flops"], "precision": self.peak_name, "how": how}
@@ -257,7 +259,7 @@ def _choose_on_cpu(backend: Backend, rates: dict[str, probe.MatmulRate]) -> None
             f"medium {si(medium.flops, 'FLOP/s')} (error {medium.error:.0e}, {verdict})"
         )
     if settings["precision"] == "auto":
-        float32 = rates[f"float32-{settings['matmul']}"]
+        float32 = rates.get(f"float32-{settings['matmul']}", highest)  # high is not timed
         bf16 = rates.get("bf16")
         faster = bf16 is not None and bf16.flops > 1.3 * float32.flops
         settings["precision"] = "bf16-autocast" if faster else "float32"

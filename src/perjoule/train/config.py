@@ -127,8 +127,9 @@ class BackendConfig(Config):
     """``auto`` (the defaults) or ``plain`` (what PyTorch does when nothing is set)."""
     precision: Literal["auto", "float32", "bf16-autocast", "bf16"] = "auto"
     """``bf16`` keeps weights, gradients and optimizer in bf16: updates below 0.4 % of a weight are lost."""
-    matmul: Literal["auto", "highest", "medium"] = "auto"
-    """The path of float32 products: the vendor's BLAS, or oneDNN (which rounds to bf16 on a CPU with AMX)."""
+    matmul: Literal["auto", "highest", "high", "medium"] = "auto"
+    """The path of float32 products: the vendor's BLAS, or oneDNN (``medium`` rounds to bf16 on a CPU with AMX); on GPUs
+    ``high`` is TF32. ``auto`` never takes ``high``."""
     compile: Literal["auto", True, False] = "auto"
     attention: Literal["auto", "sdpa", "blocked"] = "auto"
     allocator: Literal["auto", "system", "keep"] = "auto"
