@@ -68,8 +68,8 @@ def test_a_run_is_metered_by_another_process_until_its_last_record(
     assert samples.header["pid"] != os.getpid()
     assert not is_running(samples.header["pid"])
     domains = [channel["domain"] for channel in samples.channels]
-    assert domains[-2:] == ["cpu", "monitor"]
-    before_ns, _, energy_uj = samples.of(len(domains) - 2)
+    assert domains[-3:] == ["cpu", "ram", "monitor"]
+    before_ns, _, energy_uj = samples.of(len(domains) - 3)
     records = read_journal(event_path(run, 0, 0)).records
     assert before_ns[0] < records["t_ns"][0], "before the first step"
     assert before_ns[-1] > records["t_ns"][-1], "behind the last checkpoint"
@@ -81,7 +81,7 @@ def test_a_run_is_metered_by_another_process_until_its_last_record(
     header = read_journal(event_path(run, 0, 0)).header
     assert (header["node"], header["pid"], header["device"]) == (node, os.getpid(), "")
     shown = capsys.readouterr().out
-    assert re.search(r"^energy: .*modelled: cpu$", shown, re.MULTILINE)
+    assert re.search(r"^energy: .*modelled: cpu ram$", shown, re.MULTILINE)
     assert re.search(r"^not available: .*nvidia.* \(why: perjoule doctor\)$", shown, re.MULTILINE)
 
 

@@ -66,7 +66,7 @@ class LatencyConfig(Config):
     energy_s: NonNegativeFloat = 2.0
     """Seconds that prefill and decoding of every setting are repeated for the meters; 0 measures no energy."""
     meters: Annotated[tuple[Config, ...], Component(METERS, many=True)] = Field(
-        default=("nvidia", "rapl", "cpu_time"), validate_default=True
+        default=("nvidia", "rapl", "cpu_time", "ram"), validate_default=True
     )
     """What to read; a modelled figure counts only where no measured one covers the same part of the machine."""
 

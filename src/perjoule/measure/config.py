@@ -14,7 +14,7 @@ class EnergyConfig(Config):
     """Meters, sampler and calibration."""
 
     meters: Annotated[tuple[Config, ...], Component(SHELF, many=True)] = Field(
-        default=("nvidia", "rapl", "cpu_time"), validate_default=True
+        default=("nvidia", "rapl", "cpu_time", "ram"), validate_default=True
     )
     """What to read; those that cannot be read are listed with the reason. A modelled figure counts only where no
     measured one covers the same part of the machine."""

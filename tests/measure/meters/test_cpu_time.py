@@ -1,6 +1,8 @@
 """The modelled energy of the processor: exact CPU time, stated watts."""
 
+import csv
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -81,14 +83,14 @@ def test_figure_is_said_to_be_modelled_with_its_watts_cores_and_source(build: Bu
     assert (sensor.domain, sensor.scope, sensor.form, sensor.unit) == ("cpu", "process", Form.COUNTER, "µJ")
     assert (sensor.modelled, sensor.accuracy) == (True, (0.5, 2.0))
     assert sensor.method == (
-        "modelled from CPU time: 7 W a busy and 1 W an idle core, 2 cores "
-        "(median data-sheet power per core of 12 processors; not of this machine)"
+        "modelled from CPU time: 7 W a busy and 1.8 W an idle core, 2 cores "
+        "(medians of public tables for 12 processors; not of this machine)"
     )
     given = CpuTimeConfig(active_w_per_core=9.5, idle_w_per_core=0.5)
     assert "9.5 W a busy and 0.5 W an idle core" in only(build(given, os.getpid())).sensor.method
     assert only(build(given, os.getpid())).sensor.method.endswith("(watts given by the user)")
     partly = only(build(CpuTimeConfig(active_w_per_core=9.5), os.getpid())).sensor.method
-    assert "(partly given by the user, else median data-sheet power" in partly
+    assert "(partly given by the user, else medians of public tables" in partly
 
 
 def test_config_that_went_to_another_process_says_the_same_of_its_source(build: Build) -> None:
@@ -96,14 +98,22 @@ def test_config_that_went_to_another_process_says_the_same_of_its_source(build: 
     assert "given by the user" not in only(build(sent, os.getpid())).sensor.method
 
 
-def test_default_of_the_watts_is_the_median_of_the_table() -> None:
-    assert cpu_time.__doc__ is not None
-    rows = [row.split("=") for row in cpu_time.__doc__.splitlines() if " W / " in row]
-    values = [float(part.split()[0]) for row in rows for part in row[1:]]
+def table(name: str) -> list[dict[str, str]]:
+    text = (Path(cpu_time.__file__).parent / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+
+
+def test_default_of_the_watts_is_the_median_of_the_tables_whose_rows_name_their_sources() -> None:
+    busy, idle = table("processors.csv"), table("idle_power.csv")
+    values = [float(row["tdp_w"]) / float(row["cores"]) for row in busy]
     assert len(values) == 12
-    median = sum(sorted(values)[5:7]) / 2
-    assert CpuTimeConfig().active_w_per_core == pytest.approx(median, abs=0.2)
+    assert CpuTimeConfig().active_w_per_core == pytest.approx(statistics.median(values), abs=0.2)
     assert min(values) == pytest.approx(7.0 * 0.5, abs=0.1) and max(values) < 7.0 * 2.0
+    shares = [float(row["idle_w"]) / float(row["full_w"]) for row in idle]
+    assert CpuTimeConfig().idle_w_per_core / 7.0 == pytest.approx(statistics.median(shares), abs=0.01)
+    assert min(shares) > 0.15 and max(shares) < 0.37
+    assert {row["tdp_source"] for row in busy} == {"codecarbon"} and {row["source"] for row in idle} == {"ccf"}
+    assert {row["cores_source"] for row in busy} == {"boavizta", "green-algorithms"}
 
 
 def test_cores_are_those_that_the_processes_may_use(build: Build, start: Start) -> None:
@@ -111,9 +121,10 @@ def test_cores_are_those_that_the_processes_may_use(build: Build, start: Start) 
     first = min(os.sched_getaffinity(0))
     os.sched_setaffinity(child.pid, {first})
     alone = physical_cores({first})
-    assert only(build(CpuTimeConfig(), child.pid)).sensor.idle_w == pytest.approx(alone)
+    assert only(build(CpuTimeConfig(idle_w_per_core=1), child.pid)).sensor.idle_w == pytest.approx(alone)
     everything = physical_cores(os.sched_getaffinity(0))
-    assert only(build(CpuTimeConfig(), child.pid, os.getpid())).sensor.idle_w == pytest.approx(everything)
+    both = only(build(CpuTimeConfig(idle_w_per_core=1), child.pid, os.getpid()))
+    assert both.sensor.idle_w == pytest.approx(everything)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_figure_is_said_to_be_modelled_with_its_source(build: Build) -> None:
     assert isinstance(meter, ModelledRam)
     sensor = meter.sensor
     assert (sensor.domain, sensor.scope, sensor.form, sensor.unit) == ("ram", "ram", Form.POWER, "µW")
-    assert (sensor.modelled, sensor.accuracy) == (True, (0.3, 3.0))
+    assert (sensor.modelled, sensor.accuracy) == (True, (0.2, 3.0))
     source = "0.4 W per GiB (0.3725 W/GB, Green Algorithms 2021)"
     assert sensor.method == f"modelled from memory in use: {source}"
     assert 0.4 / 2**30 == pytest.approx(0.3725 / 1e9, rel=1e-3)

@@ -1,9 +1,9 @@
 """Memory power of the run, modelled: watts for each GiB that its processes hold in RAM.
 
-The default is 0.3725 W per GB (0.4 W per GiB), the figure that Green Algorithms uses (Lannelongue, Grealey and Inouye
-2021, after Karyakin and Salem 2017). Modules draw power whether they are used or not, and more when they are accessed;
-neither is modelled. Pages that processes share are counted for each. Hence the wide interval, and hence this meter is
-read only if asked for.
+The default is 0.3725 W per GB (0.4 W per GiB), the figure of Green Algorithms (Lannelongue, Grealey and Inouye 2021;
+its data/v2.2/referenceValues.csv, CC BY 4.0, after Karyakin and Salem 2017). Earlier it had 0.08 W per GB from the same
+source, and modules draw power whether they are used or not, and more when they are accessed, which is not modelled:
+hence the wide interval. Memory is an account of its own; where a sensor reads the DRAM, that counts instead.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RamConfig(Config):
             unit="µW",
             resolution_s=1e-6,
             window_s=0.0,
-            accuracy=(0.3, 3.0),
+            accuracy=(0.2, 3.0),
             modelled=True,
         )
         return (ModelledRam(sensor, memory, self.w_per_gib),)
