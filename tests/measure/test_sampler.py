@@ -157,7 +157,7 @@ def test_a_configuration_that_the_process_cannot_make_again_is_unavailable(start
     found = state(start(LocalConfig(), GoneConfig(), "memory"))
     assert [channel["kind"] for channel in found.channels] == ["memory", "monitor"]
     local, gone = (missing.reason for _, missing in found.unavailable)
-    assert local.startswith("UnknownComponent: unknown measure kind 'local'")
+    assert local.startswith("unknown measure kind 'local'")
     assert gone == "ModuleNotFoundError: No module named 'no_such_module'"
 
 
