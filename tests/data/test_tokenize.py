@@ -309,8 +309,13 @@ def test_folder_with_something_else_is_refused(
     (rows / "new.txt").write_text("one more")
     with pytest.raises(OtherStore, match="holds tokens made from other documents"):
         run(rows, whole, tokenizer)
-    with pytest.raises(DataError, match=r"rows holds other files \(0\.jsonl, 1\.jsonl, 2\.jsonl\); choose a"):
+    with pytest.raises(DataError, match=r"lies in the folder of the documents, .*; choose another"):
         run(rows, rows, tokenizer)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "a.md").write_text("a")
+    with pytest.raises(DataError, match=r"notes holds other files \(a\.md\); choose a"):
+        run(rows, notes, tokenizer)
 
 
 @pytest.mark.parametrize(

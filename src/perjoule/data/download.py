@@ -24,6 +24,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from perjoule.config import Config
 from perjoule.core.cache import expand_home
 from perjoule.core.errors import DataError
+from perjoule.core.files import inside
 from perjoule.core.units import byte_size
 from perjoule.data import formats
 from perjoule.data.fetch import Patience, fetch, fetched_before, sha256_of
@@ -109,7 +110,7 @@ def download(source: str, folder: Path, config: DownloadConfig, say: Callable[[s
     if source.startswith("hf://datasets/"):
         source = HUB + source.removeprefix("hf://datasets/")
     with exclusive(folder) as work, writing(folder):
-        record = read_object(folder / PROVENANCE) if (folder / PROVENANCE).is_file() else {"sources": {}}
+        record = _record(folder)
         settings = config.model_dump(
             mode="json", include={"files", "documents", "revision", "sha256", "name", "part_bytes"}
         )
@@ -197,7 +198,10 @@ class _Download:
         if formats.kind_of(name) is None or "/" in name:
             raise DataError(f"{source}: {name!r} does not say what it holds; accepted: {formats.ACCEPTED}; give name=…")
         self._may_write(name, source)
-        path = self._folder / name
+        try:
+            path = inside(self._folder, name)
+        except ValueError as error:
+            raise DataError(f"{source}: {error}; give name=…") from error
         if (facts := fetched_before(source, path, self._work)) is not None:
             return {"files": [{"file": name, **facts}]}
         if path.is_file() and name not in self._owner:
@@ -300,6 +304,27 @@ class _Download:
         """Return the record of a file that is in the folder."""
         path = self._folder / name
         return {"file": name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Read what other sources brought into a folder.
+
+    Raises:
+        DataError: if the record is damaged, or names a file that lies elsewhere.
+    """
+    path = folder / PROVENANCE
+    if not path.is_file():
+        return {"sources": {}}
+    record: dict[str, Any] = read_object(path)
+    try:
+        for entry in record["sources"].values():
+            entry["settings"].items()
+            for file in entry["files"]:
+                inside(folder, file["file"])
+                int(file["bytes"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); remove it, and the files that it should describe") from error
+    return record
 
 
 def _documents(root: Path, names: Iterable[str], skipped: Counter[str]) -> Iterable[Document]:

@@ -8,17 +8,21 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from perjoule.core.errors import DataError, MissingExtra, PerjouleError
+from perjoule.core.files import temporary_folder
+from perjoule.core.printable import one_line
 from perjoule.data.engine import Amount, Job, Report, Work, as_one_line
 
 LOCAL, SLURM = "local", "slurm"
 """Schedulers that are started for the work and ended after it; any other is the address of one that runs."""
 
 _CONNECT_S = 60
+_ANSWER_S = 20
 _AHEAD = 3
 """Units handed to the scheduler for each thread of the cluster: enough to never wait, little to take back."""
 
@@ -97,6 +101,7 @@ def connected(scheduler: str, workers: int, options: Mapping[str, Any]) -> Itera
                 cluster = closing.enter_context(local_cluster(workers, options))
             elif scheduler == SLURM:
                 cluster = closing.enter_context(slurm_cluster(options))
+                check_submission(cluster.job_script())
                 cluster.scale(jobs=workers)
             else:
                 cluster = scheduler
@@ -129,6 +134,29 @@ def slurm_cluster(options: Mapping[str, Any]) -> Any:
         options: such as ``queue``, ``account``, ``cores``, ``memory``, ``walltime``, ``job_extra_directives``.
     """
     return _imported("dask_jobqueue").SLURMCluster(**options)
+
+
+def check_submission(script: str) -> None:
+    """Let Slurm check a job script without submitting it: dask-jobqueue would try for ever, with a traceback each time.
+
+    Args:
+        script: of a worker.
+
+    Raises:
+        DataError: if there is no Slurm, its controller does not answer, or it would refuse the job.
+    """
+    with temporary_folder() as folder:
+        path = folder / "worker.sh"
+        path.write_text(script, encoding="utf-8")
+        try:
+            subprocess.run(["sbatch", "--test-only", str(path)], capture_output=True, timeout=_ANSWER_S, check=True)
+        except FileNotFoundError as error:
+            raise DataError("scheduler=slurm needs Slurm's commands, and there is no sbatch on PATH") from error
+        except subprocess.TimeoutExpired as error:
+            raise DataError(f"Slurm's controller does not answer: sbatch took more than {_ANSWER_S} s") from error
+        except subprocess.CalledProcessError as error:
+            said = one_line(error.stderr.decode(errors="replace")) or f"exit code {error.returncode}"
+            raise DataError(f"Slurm does not accept jobs: {said}") from error
 
 
 def _distributed() -> Any:

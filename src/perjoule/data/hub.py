@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perjoule.core.errors import DataError, MissingExtra, nearest
+from perjoule.core.files import inside
 from perjoule.core.units import byte_size
 from perjoule.data.fetch import sha256_of
 from perjoule.data.folders import publish
@@ -119,6 +120,11 @@ def list_data_set(data_set: str, revision: str, patterns: Sequence[str], timeout
         raise DataError(
             f"none of the {len(names)} files of {data_set} {wanted}" + (f"; did you mean {near!r}?" if near else "")
         )
+    for name in chosen:
+        try:
+            inside(Path(), name)
+        except ValueError as error:
+            raise DataError(f"the hub lists a file of {data_set} that cannot be accepted: {error}") from error
     files = sorted((_described(sibling) for sibling in info.siblings if sibling.rfilename in chosen), key=_name)
     return HubListing(data_set, str(info.sha), tuple(files))
 
@@ -184,7 +190,10 @@ def _fetch(listing: HubListing, file: HubFile, folder: Path, work: Path) -> HubF
     if not file.is_at(arrived):
         arrived.unlink()
         raise DataError(f"{file.name} of {listing.data_set} is not what the hub says; run this again")
-    path = folder / file.name
+    try:
+        path = inside(folder, file.name)
+    except ValueError as error:
+        raise DataError(f"{listing.data_set}: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     publish(arrived, path)
     return file

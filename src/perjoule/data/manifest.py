@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from perjoule.core.errors import DataError
 from perjoule.data.shards import Shard, SplitTokens
+from perjoule.data.split import SPLITS
 
 FORMAT = 2
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
@@ -25,6 +27,7 @@ TOKENS, OFFSETS = ".tokens.bin", ".offsets.bin"
 CHECKED_BYTES = 64 << 20
 """Files up to this size are hashed whenever a store is opened; of larger ones only the size is compared."""
 
+_SHARD = re.compile(r"(train|validation|test)-\d+(_\d+)?", re.ASCII)
 OFFSET_TYPE = np.dtype("<i8")
 
 
@@ -188,7 +191,45 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"the token store {folder} has format {version}, perjoule reads {FORMAT}: tokenize again")
     if own != checksum(body):
         raise Damaged(f"{MANIFEST} was changed")
-    return Manifest.from_json(body)
+    try:
+        manifest = Manifest.from_json(body)
+        _check_entries(manifest)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Damaged(f"{MANIFEST} is not that of a store: {error}") from error
+    return manifest
+
+
+def other_manifest(folder: Path) -> str | None:
+    """Say what a folder is whose manifest is not that of a store, whole or damaged; None for a store or no manifest."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        body = None
+    if isinstance(body, dict) and body.get("kind") in {"split", "download"}:
+        return f"a folder that perjoule data {body['kind']} made"
+    if (isinstance(body, dict) and {"checksum", "made_from", "format"} & set(body)) or (folder / TOKENIZER).is_file():
+        return None
+    return f"a folder with another program's {MANIFEST}"
+
+
+def _check_entries(manifest: Manifest) -> None:
+    """Refuse names that are none of a shard's, and counts that are none.
+
+    Raises:
+        ValueError: for the first of them.
+    """
+    if manifest.dtype not in {"<u2", "<u4"} or set(manifest.shards) != set(SPLITS):
+        raise ValueError(f"dtype {manifest.dtype!r}, splits {', '.join(map(str, manifest.shards))}")
+    for split, entries in manifest.shards.items():
+        for entry in entries:
+            if not isinstance(entry.name, str) or not _SHARD.fullmatch(entry.name) or entry.split != split:
+                raise ValueError(f"{entry.name!r} is not the name of a shard of {split}")
+            for count in (entry.documents, entry.tokens, entry.bytes):
+                if not isinstance(count, int) or count < 0:
+                    raise ValueError(f"{count!r} in {entry.name} is not a count")
 
 
 def damage(folder: Path, files: Iterable[tuple[str, int, str]], checked_bytes: float) -> str | None:

@@ -37,6 +37,7 @@ from perjoule.data.folders import (
     exclusive,
     identity_of,
     provenance_of,
+    read_object,
     start_over_or_go_on,
     write_json,
     writing,
@@ -229,10 +230,15 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
 
 def _result(folder: Path) -> SplitResult:
     """Read back what a finished folder holds."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    splits = manifest["splits"]
-    documents = {split: splits[split]["documents"] for split in SPLITS}
-    return SplitResult(folder, documents, {split: splits[split]["bytes"] for split in SPLITS}, manifest["skipped"])
+    manifest = read_object(folder / MANIFEST)
+    try:
+        splits = {split: manifest["splits"][split] for split in SPLITS}
+        documents = {split: int(entry["documents"]) for split, entry in splits.items()}
+        num_bytes = {split: int(entry["bytes"]) for split, entry in splits.items()}
+        skipped = {str(reason): int(count) for reason, count in manifest["skipped"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{folder / MANIFEST} is damaged ({error}); remove {folder} and split again") from error
+    return SplitResult(folder, documents, num_bytes, skipped)
 
 
 def _report(result: SplitResult, say: Callable[[str], None]) -> None:

@@ -77,6 +77,11 @@ def open_store(path: Path) -> Store:
         unfinished = (path / UNFINISHED).is_dir()
         what = "is unfinished, perjoule data tokenize goes on with it" if unfinished else f"has no {MANIFEST}"
         raise DataError(f"no token store at {path}: it {what if path.is_dir() else 'does not exist'}")
+    if (other := store_files.other_manifest(path)) is not None:
+        raise DataError(
+            f"{path} is {other}, and not a token store; perjoule data tokenize makes one of documents, and "
+            "data.kind=text trains on them as they are"
+        )
     try:
         return _open(path, "opened")
     except Damaged as damage:

@@ -120,6 +120,9 @@ def tokenize_files(path: Path, out: Path, config: TokenizeConfig, say: Callable[
     if config.tokenizer is None:
         raise ConfigError("tokenize needs tokenizer=FILE.json (perjoule data tokenizer makes one)")
     tokenizer = TextTokenizer.load(expand_home(config.tokenizer))
+    here, there = out.resolve(), path.resolve()
+    if path.is_dir() and (here.is_relative_to(there) or there.is_relative_to(here)):
+        raise DataError(f"{out} lies in the folder of the documents, {path}, or around it; choose another folder")
     source = files_source(path, config.column, config.limits).divided_by(config.fractions)
     for note in source.notes():
         say(note)
@@ -220,6 +223,8 @@ class _Tokenizing:
 
     def _found(self) -> tuple[str, Manifest | None]:
         """Return what the folder holds: the manifest only if the store is complete and whole."""
+        if (other := store_files.other_manifest(self._out)) is not None:
+            raise DataError(f"{self._out} is {other}, and not a token store; choose another folder")
         try:
             manifest = read_manifest(self._out)
         except FileNotFoundError:
