@@ -160,6 +160,21 @@ def test_run_ids_are_readable_and_unique() -> None:
     assert all(re.fullmatch(r"default-\d{8}-\d{6}-[0-9a-f]{4}", one) for one in ids)
 
 
+@pytest.mark.parametrize(
+    ("stem", "begins"),
+    [
+        ("we\x1b[31mird\nname", "we_31mird_name-2"),
+        ("../a b", "_a_b-2"),
+        ("--help", "help-2"),
+        ("größe.v2", "größe.v2-2"),
+        ("é" * 300, "é" * 40 + "-2"),
+        ("..", "run-2"),
+    ],
+)
+def test_a_run_named_after_a_program_is_a_plain_name(stem: str, begins: str) -> None:
+    assert new_run_id(stem).startswith(begins) and len(new_run_id(stem).encode()) < 255
+
+
 def test_a_failed_write_keeps_the_old_content_and_no_rest(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     files.write_json(path, {"a": 1})

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tests.system.tiny import Tiny, losses, metrics, resume, run_of, segments
 
-from perjoule.core.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
+import perjoule
+from perjoule.core.errors import CheckpointError, ConfigError, DataError, RunFolderError, TrainingDiverged
 from perjoule.runs.folder import CHECKPOINTS, METRICS, event_path
 from perjoule.runs.tables import load_run
 
@@ -66,6 +67,13 @@ def test_another_configuration_is_refused_and_every_difference_named(half: Path)
         "optimizer.lr was 0.001, now it is 0.5"
     )
     assert len(segments(half)) == 1
+
+
+def test_a_measurement_is_not_resumed_as_a_training(tiny: Tiny) -> None:
+    with perjoule.measure(tiny.runs / "other", meters=()):
+        pass
+    with pytest.raises(RunFolderError, match=r"other holds a measurement of a program .* nothing of ours to resume"):
+        perjoule.train(perjoule.load(None), resume=tiny.runs / "other")
 
 
 def test_changed_data_is_refused(tiny: Tiny, tmp_path: Path) -> None:

@@ -54,9 +54,18 @@ RUNNING, FINISHED, STOPPED, FAILED, INTERRUPTED = "running", "finished", "stoppe
 """``finished`` reached its goal; ``stopped`` was asked to end early; ``interrupted`` is read, never written."""
 
 
+_LONGEST_STEM = 40
+"""Characters, of four bytes at most; a file system takes names of 255 bytes."""
+
+
 def new_run_id(stem: str) -> str:
-    """Return a readable, unique name: ``default-20261124-061530-3fa2``."""
-    return f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    """Return a readable, unique name: ``default-20261124-061530-3fa2``.
+
+    Args:
+        stem: of a recipe or a program; what a shell or a terminal would take for more than a name is replaced.
+    """
+    readable = re.sub(r"[^\w.-]+", "_", stem)[:_LONGEST_STEM].lstrip("-.") or "run"
+    return f"{readable}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def event_path(run: Path, segment: int, rank: int) -> Path:

@@ -10,7 +10,7 @@ from torch import nn
 
 from perjoule.config import Config
 from perjoule.config.resolve import Resolved
-from perjoule.core.errors import ConfigError, DataError
+from perjoule.core.errors import ConfigError, DataError, RunFolderError
 from perjoule.data.contract import DataSet
 from perjoule.models.contract import FlopsPerToken, count_parameters
 from perjoule.runs import folder
@@ -45,7 +45,13 @@ def check_same_run(run: Path, resolved: Resolved[TrainConfig]) -> None:
 
     Raises:
         ConfigError: listing what differs.
+        RunFolderError: if the run is a measurement, which has no model.
     """
+    if not any(key.startswith("model.") for key in folder.read_resolved(run)):
+        raise RunFolderError(
+            f"{run} holds a measurement of a program that trained its own model: there is nothing of ours to resume; "
+            "accepted: a run of perjoule train (another measurement is added to it by append)"
+        )
     differing = [
         f"{key} was {before!r}, now it is {now!r}"
         for key, (before, now) in _differences(run, resolved).items()
