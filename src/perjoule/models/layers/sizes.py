@@ -51,9 +51,13 @@ MATCHED: Mapping[str, dict[str, Any]] = {
 (``match-…``) and of the same training FLOPs per token (``match-…-flops``). See :mod:`perjoule.models.matched`."""
 
 
+_MOST_TRIED = 1_000_000
+
+
 def divisors_near(number: int, wanted: int) -> str:
     """Return the four divisors of a number that are nearest to ``wanted``."""
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    small = [n for n in range(1, min(math.isqrt(number), _MOST_TRIED) + 1) if number % n == 0]
+    divisors = {*small, *(number // n for n in small)}
     return ", ".join(str(n) for n in sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:4]))
 
 
