@@ -48,6 +48,7 @@ from perjoule.models.ebt_replay import Recalled, Replay
 from perjoule.models.ebt_simplex import Simplex, StepSize, drawn_starts, fixed_starts, state_dtype
 from perjoule.models.ebt_sizes import EBTSizes
 from perjoule.models.layers.cache import Tokens, align
+from perjoule.models.layers.dropout import same_masks
 from perjoule.models.layers.language import decaying_groups, embed, initialise
 from perjoule.models.layers.linear import embedding_matrix
 from perjoule.models.thinking import Energy, Path, Schedule, think
@@ -208,7 +209,8 @@ class EBT(nn.Module):
     def energy(self, input_ids: Tokens, documents: Int32[Tensor, "batch seq"] | None = None) -> Energy:
         """Return the energies, step by step, of embedded candidates (batch, seq, dim) for the tokens behind these.
 
-        The context is read once per landscape, when it is first needed.
+        The context is read once per landscape, when it is first needed. Dropout has the same masks at every step: an
+        energy is descended that stays what it is.
 
         Args:
             input_ids: whole sequences, without padding.
@@ -219,13 +221,16 @@ class EBT(nn.Module):
         """
         self._check_length(input_ids.shape[1])
         tokens, contexts, learned = embed(self.embedding, input_ids), dict[int, Context](), torch.is_grad_enabled()
+        drops = self.training and max(self.config.dropout, self.config.activation_dropout) > 0
+        seed = int(torch.randint(2**62, (), device="cpu")) if drops else None
 
         def energy(candidates: Tensor, step: int) -> Tensor:
             landscape = self.body.landscape_of(step)
             if landscape not in contexts:
-                with torch.set_grad_enabled(learned):
+                with torch.set_grad_enabled(learned), same_masks(seed, tokens.device):
                     contexts[landscape] = self.body.read(tokens, landscape, documents=documents)
-            return self.body.energy(candidates, contexts[landscape])
+            with same_masks(None if seed is None else seed + 1, tokens.device):
+                return self.body.energy(candidates, contexts[landscape])
 
         return energy
 

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from perjoule.models.ebt_sizes import EBTSizes
 from perjoule.models.layers.documents import places_within, visible_tokens
+from perjoule.models.layers.dropout import dropout_layer
 from perjoule.models.layers.glu import GLU
 from perjoule.models.layers.linear import call_differentiably
 from perjoule.models.layers.positions import position_table
@@ -102,7 +103,8 @@ class Block(nn.Module):
         self.attention_norm = EnergyRMSNorm(sizes.dim, sizes.norm_eps)
         self.attention = TwoStreamAttention(sizes.dim, sizes.num_heads)
         self.ffn_norm = EnergyRMSNorm(sizes.dim, sizes.norm_eps)
-        self.ffn = GLU(sizes.dim, sizes.ffn_width)
+        self.ffn = GLU(sizes.dim, sizes.ffn_width, dropout=sizes.activation_dropout)
+        self.dropout = dropout_layer(sizes.dropout)
         self.modulation = Modulation(sizes.dim, 6) if sizes.variant.startswith("adaln") else None
 
     def modulators(self, vector: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -133,9 +135,10 @@ class Block(nn.Module):
         mixed, seen = self.attention(inputs, stream, table, kept, visible)
         if mixed is None:
             return x, seen
+        mixed = self.dropout(mixed)
         x = x + (mixed if gate is None else gate * mixed)
         up = call_differentiably(self.ffn.gate_up, modulated(self.ffn_norm(x), ffn_shift, ffn_scale))
-        change = call_differentiably(self.ffn.down, gated(up))
+        change = self.dropout(call_differentiably(self.ffn.down, self.ffn.dropout(gated(up))))
         return x + (change if ffn_gate is None else ffn_gate * change), seen
 
 
@@ -153,6 +156,7 @@ class EnergyBody(nn.Module):
         # A candidate stands one behind the last token, and a landscape's vector one before the first.
         self.rope = position_table(sizes.positions, seq_len + 2, sizes.head_dim, sizes.rope_theta)
         self.landscapes = None if sizes.variant == "default" else nn.Embedding(sizes.num_landscapes, sizes.dim)
+        self.dropout = dropout_layer(sizes.dropout)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.num_layers))
         self.norm = EnergyRMSNorm(sizes.dim, sizes.norm_eps)
         self.modulation = Modulation(sizes.dim, 2) if sizes.variant.startswith("adaln") else None
@@ -239,7 +243,7 @@ class EnergyBody(nn.Module):
         """Take new tokens through the blocks and return the context with them."""
         begin = context.num_columns if context.kept else 0
         vector = None if self.variant == "time_embed" else self._vector(context.landscape, x.device)
-        table = self._table(begin, begin + x.shape[1], context.positions)
+        table, x = self._table(begin, begin + x.shape[1], context.positions), self.dropout(x)
         kept = []
         for number, block in enumerate(self.blocks):
             past, last = context.kept[number] if context.kept else None, number == len(self.blocks) - 1
@@ -268,7 +272,7 @@ class EnergyBody(nn.Module):
             everything = candidates.new_ones(1, 1, 1, columns, dtype=torch.bool)
             visible = everything if context.real is None else context.real[:, None, None]
         vector = None if self.variant == "time_embed" else self._vector(context.landscape, candidates.device)
-        x = candidates
+        x = self.dropout(candidates)
         for block, kept in zip(self.blocks, context.kept, strict=True):
             x, _ = block(x, "candidates", table, kept, visible, vector)
         x = self.norm(x)

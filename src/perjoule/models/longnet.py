@@ -39,6 +39,7 @@ from perjoule.models.contract import FlopsPerToken
 from perjoule.models.layers.attention import SelfAttention
 from perjoule.models.layers.cache import Past
 from perjoule.models.layers.dilated import Pattern, dilated_attention, dilated_recall, document_biases
+from perjoule.models.layers.dropout import dropout_layer
 from perjoule.models.layers.glu import ACTIVATIONS, GLU
 from perjoule.models.layers.language import AttentionModel, Block
 from perjoule.models.layers.norm import RMSNorm
@@ -154,14 +155,14 @@ class DilatedAttention(SelfAttention):
     """
 
     def __init__(self, config: LongNetConfig) -> None:
-        super().__init__(config.dim, config.num_heads, config.num_heads, config.bias)
+        super().__init__(config.dim, config.num_heads, config.num_heads, config.bias, config.attention_dropout)
         self.patterns = config.patterns
         if config.sub_norm:
             self.sub_norm = config.new_norm(config.dim)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, biases: Sequence[Tensor]) -> Tensor:
         """Mix every position of whole sequences with the earlier ones that its patterns show."""
-        return dilated_attention(q, k, v, self.patterns, biases=biases)
+        return dilated_attention(q, k, v, self.patterns, biases=biases, dropout=self.dropped)
 
     def look_back(self, q: Tensor, past: Past) -> Tensor:
         """Mix one more token of each row with what its patterns show."""
@@ -179,12 +180,13 @@ class FeedForward(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[config.ffn]
         self.up = nn.Linear(config.dim, config.ffn_width, bias=config.bias)
+        self.dropout = dropout_layer(config.activation_dropout)
         self.sub_norm = config.new_norm(config.ffn_width) if config.sub_norm else nn.Identity()
         self.down = nn.Linear(config.ffn_width, config.dim, bias=config.bias)
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Transform every position by itself."""
-        output: Tensor = self.down(self.sub_norm(self.activation(self.up(x))))
+        output: Tensor = self.down(self.sub_norm(self.dropout(self.activation(self.up(x)))))
         return output
 
 
@@ -204,8 +206,11 @@ class LongNet(AttentionModel):
             return config.new_norm(config.dim)
 
         def block() -> Block:
-            ffn = GLU(config.dim, config.ffn_width) if config.ffn == "swiglu" else FeedForward(config)
-            return Block(DilatedAttention(config), ffn, norm)
+            if config.ffn == "swiglu":
+                ffn: nn.Module = GLU(config.dim, config.ffn_width, dropout=config.activation_dropout)
+            else:
+                ffn = FeedForward(config)
+            return Block(DilatedAttention(config), ffn, norm, config.dropout)
 
         super().__init__(config, vocab_size, seq_len, block, norm)
 

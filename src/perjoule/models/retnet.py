@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from perjoule.models.contract import FlopsPerToken
 from perjoule.models.layers.cache import Tokens, align
 from perjoule.models.layers.documents import places_within
+from perjoule.models.layers.dropout import dropout_layer
 from perjoule.models.layers.glu import GLU
 from perjoule.models.layers.language import LanguageModel, embed
 from perjoule.models.layers.norm import RMSNorm
@@ -155,19 +156,20 @@ class Block(nn.Module):
     def __init__(self, config: RetNetConfig) -> None:
         super().__init__()
         form = "chunkwise" if config.retention == "auto" else config.retention
+        self.dropout = dropout_layer(config.dropout)
         self.retention_norm = RMSNorm(config.dim, config.norm_eps)
         self.retention = Retention(
             config.dim, config.value_width, config.num_heads, config.norm_eps, form, config.chunk_len
         )
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.ffn = GLU(config.dim, config.ffn_width, config.activation)
+        self.ffn = GLU(config.dim, config.ffn_width, config.activation, config.activation_dropout)
 
     def forward(
         self, x: Float[Tensor, "batch seq dim"], times: Timeline, memory: Memory | None = None
     ) -> Float[Tensor, "batch seq dim"]:
         """Add both layers' outputs to the residual stream; see :meth:`Retention.forward`."""
-        x = x + self.retention(self.retention_norm(x), times, memory)
-        mixed: Tensor = x + self.ffn(self.ffn_norm(x))
+        x = x + self.dropout(self.retention(self.retention_norm(x), times, memory))
+        mixed: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))
         return mixed
 
 

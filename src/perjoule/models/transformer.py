@@ -104,8 +104,9 @@ class Transformer(AttentionModel):
 
         def block() -> Block:
             kernel: Kernel = "sdpa" if config.attention == "auto" else config.attention
-            attention = Attention(config.dim, config.num_heads, config.kv_heads, kernel)
-            return Block(attention, GLU(config.dim, config.ffn_width), norm)
+            attention = Attention(config.dim, config.num_heads, config.kv_heads, kernel, config.attention_dropout)
+            ffn = GLU(config.dim, config.ffn_width, dropout=config.activation_dropout)
+            return Block(attention, ffn, norm, config.dropout)
 
         super().__init__(config, vocab_size, seq_len, block, norm)
 

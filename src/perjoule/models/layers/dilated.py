@@ -72,6 +72,7 @@ def dilated_attention(
     patterns: Sequence[Pattern],
     causal: bool = True,
     biases: Sequence[Tensor] = (),
+    dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads seq head_dim"]:
     """Attend in every pattern and mix.
 
@@ -82,9 +83,10 @@ def dilated_attention(
         patterns: at least one.
         causal: whether a position sees earlier ones only.
         biases: from :func:`document_biases`, only where it does; without, there is one document a row.
+        dropout: share of each pattern's probabilities that is dropped.
     """
     rest = iter(biases)
-    parts = [_attend(q, k, v, pattern, causal, rest) for pattern in patterns]
+    parts = [_attend(q, k, v, pattern, causal, rest, dropout) for pattern in patterns]
     if len(parts) == 1:
         return parts[0][0]
     with torch.no_grad():
@@ -145,7 +147,7 @@ def dilated_recall(
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, causal: bool, biases: Iterator[Tensor]
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, causal: bool, biases: Iterator[Tensor], dropout: float
 ) -> tuple[Float[Tensor, "batch heads seq head_dim"], Float[Tensor, "batch heads seq"]]:
     """Return a pattern's output and log-sum-exp at every position."""
     num_heads, seq_len = q.shape[1:3]
@@ -153,7 +155,7 @@ def _attend(
     for begin, end, size in pattern.pieces(seq_len):
         own_q, own_k, own_v = (_take(x[:, :, begin:end], size, pattern.dilation) for x in (q, k, v))
         bias = next(biases, None) if causal else _without_padding(pattern, size, num_heads, own_q)
-        output, total = attend_with_total(own_q, own_k, own_v, causal, bias)
+        output, total = attend_with_total(own_q, own_k, own_v, causal, bias, dropout)
         outputs.append(_put(output, num_heads, size, pattern.dilation))
         dense = _put(total.unsqueeze(-1), num_heads, size, pattern.dilation).squeeze(-1)
         has_query = _has_query(pattern, size, num_heads, q.device).repeat(1, (end - begin) // size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 FUSED_HEAD_DIM = 8
 """Head sizes that CUDA's fused kernel accepts are multiples of this."""
@@ -20,6 +21,7 @@ def attend_with_total(
     v: Float[Tensor, "batch heads seq head_dim"],
     causal: bool,
     bias: Float[Tensor, "#batch #heads seq seq"] | None = None,
+    dropout: float = 0.0,
 ) -> tuple[Float[Tensor, "batch heads seq head_dim"], Float[Tensor, "batch heads seq"]]:
     """Return dense attention, and the log-sum-exp of each query's scores, which has no gradient.
 
@@ -32,12 +34,15 @@ def attend_with_total(
         v: values.
         causal: whether a position sees earlier ones only.
         bias: is added to the scores; on CUDA they are formed then.
+        dropout: share of the probabilities that is dropped; the scores are formed then.
     """
     if bias is not None:
         # The CPU's kernel takes a bias of float32 beside float64 without complaint, and reads numbers that are not
         # there. Beside narrower types it reads float32.
         bias = bias.to(torch.promote_types(q.dtype, torch.float32))
-    if q.device.type == "cpu":
+    if dropout > 0:
+        output, total = _in_the_open(q, k, v, causal, bias, dropout)
+    elif q.device.type == "cpu":
         output, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, causal, attn_mask=bias, scale=None
         )
@@ -57,7 +62,7 @@ def _fused_on_cuda(
 
 
 def _in_the_open(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None, dropout: float = 0.0
 ) -> tuple[Float[Tensor, "batch heads seq head_dim"], Float[Tensor, "batch heads seq"]]:
     """Compute :func:`attend_with_total` with matrix products."""
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
@@ -65,4 +70,7 @@ def _in_the_open(
         scores = scores + bias
     if causal:
         scores = scores + torch.full(scores.shape[-2:], float("-inf"), device=q.device).triu(1)
-    return scores.softmax(-1).to(v.dtype) @ v, scores.detach().logsumexp(-1)
+    probabilities = scores.softmax(-1)
+    if dropout > 0:
+        probabilities = F.dropout(probabilities, dropout)
+    return probabilities.to(v.dtype) @ v, scores.detach().logsumexp(-1)

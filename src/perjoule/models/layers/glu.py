@@ -19,6 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perjoule.models.layers.dropout import dropout_layer
+
 Activation = Literal["silu", "gelu", "relu"]
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
@@ -32,16 +34,18 @@ class GLU(nn.Module):
         dim: width of the residual stream.
         ffn_dim: width in between.
         activation: of the gate.
+        dropout: share of the activations that is dropped while training.
     """
 
-    def __init__(self, dim: int, ffn_dim: int, activation: Activation = "silu") -> None:
+    def __init__(self, dim: int, ffn_dim: int, activation: Activation = "silu", dropout: float = 0.0) -> None:
         super().__init__()
         self.activation: Activation = activation
         self.gate_up = nn.Linear(dim, 2 * ffn_dim, bias=False)
+        self.dropout = dropout_layer(dropout)
         self.down = nn.Linear(ffn_dim, dim, bias=False)
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Transform every position by itself."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        output: Tensor = self.down(ACTIVATIONS[self.activation](gate) * up)
+        output: Tensor = self.down(self.dropout(ACTIVATIONS[self.activation](gate) * up))
         return output

@@ -28,6 +28,7 @@ from perjoule.models.contract import FlopsPerToken, Output
 from perjoule.models.layers.attention import Places
 from perjoule.models.layers.cache import KeyValueCache, LayerCache, Tokens, align
 from perjoule.models.layers.documents import hiding, visible_tokens
+from perjoule.models.layers.dropout import dropout_layer
 from perjoule.models.layers.linear import embedding_matrix, is_plain
 from perjoule.models.layers.loss import called_next_token_loss, chunked_next_token_loss, next_token_loss
 from perjoule.models.layers.norm import RMSNorm
@@ -102,7 +103,7 @@ class LanguageModel(nn.Module, ABC):
         self.config, self.vocab_size = config, vocab_size
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.blocks = nn.ModuleList(block() for _ in range(config.num_layers))
-        self.norm = norm()
+        self.dropout, self.norm = dropout_layer(config.dropout), norm()
         # Tied weights are one parameter in one module: two modules that share it come apart in `to_empty`.
         self.output = None if config.tie_embeddings else nn.Linear(config.dim, vocab_size, bias=False)
         self.reset_parameters()
@@ -163,11 +164,12 @@ class LanguageModel(nn.Module, ABC):
         Raises:
             ConfigError: if the sequence is longer than the positions that the model was built for.
         """
-        x = embed(self.embedding, input_ids)
-        places = self.places(x, documents)
+        x = self.dropout(embed(self.embedding, input_ids))
+        places, config = self.places(x, documents), self.config
+        draws = config.dropout > 0 or config.activation_dropout > 0 or getattr(config, "attention_dropout", 0) > 0
         for block in self.blocks:
-            if self.config.activation_checkpointing and self.training:
-                x = checkpoint(block, x, places, use_reentrant=False, preserve_rng_state=False)
+            if config.activation_checkpointing and self.training:
+                x = checkpoint(block, x, places, use_reentrant=False, preserve_rng_state=draws)
             else:
                 x = block(x, places)
         normalised: Tensor = self.norm(x)
@@ -215,10 +217,14 @@ class Block(nn.Module):
         attention: called as ``attention(x, places, cache)``; its matrix ``output`` is the last.
         ffn: its matrix ``down`` is the last.
         norm: builds a norm.
+        dropout: share of what both add that is dropped while training.
     """
 
-    def __init__(self, attention: nn.Module, ffn: nn.Module, norm: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self, attention: nn.Module, ffn: nn.Module, norm: Callable[[], nn.Module], dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.dropout = dropout_layer(dropout)
         self.attention_norm, self.attention = norm(), attention
         self.ffn_norm, self.ffn = norm(), ffn
 
@@ -226,8 +232,8 @@ class Block(nn.Module):
         self, x: Float[Tensor, "batch seq dim"], places: Places, cache: LayerCache | None = None
     ) -> Float[Tensor, "batch seq dim"]:
         """Add both layers' outputs to the residual stream; see layers/attention.py."""
-        x = x + self.attention(self.attention_norm(x), places, cache)
-        mixed: Tensor = x + self.ffn(self.ffn_norm(x))
+        x = x + self.dropout(self.attention(self.attention_norm(x), places, cache))
+        mixed: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))
         return mixed
 
 

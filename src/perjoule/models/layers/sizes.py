@@ -19,6 +19,7 @@ from torch import nn
 
 from perjoule.config import Config
 from perjoule.core.errors import ConfigError
+from perjoule.models.layers.dropout import Rate
 from perjoule.models.layers.positions import Positions
 
 
@@ -87,6 +88,11 @@ class LanguageSizes(Config, ABC):
     """Tokens whose last logits exist at a time; null is all of the batch."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights."""
+    dropout: Rate = 0.0
+    """Share of the numbers that is dropped while training, of embedded tokens and of what every layer adds to the
+    residual stream."""
+    activation_dropout: Rate = 0.0
+    """Share of the feed-forward layers' activations that is dropped while training."""
 
     @field_validator("num_heads")
     @classmethod
@@ -175,3 +181,5 @@ class AttentionConfig(LanguageConfig, ABC):
 
     positions: Positions = "rope"
     """How attention learns where a token stands; with ``none``, sequences may be longer than the data's."""
+    attention_dropout: Rate = 0.0
+    """Share of the attention's probabilities that is dropped while training; on CPUs the scores are formed then."""
