@@ -199,7 +199,7 @@ def decoding(context: int, batch_size: int, rounds: int) -> None:
             logits: Tensor = model(batch, with_logits=True).logits
         return logits[:, -1]
 
-    start = model.fixed_starts(1, model.candidate_matrix()).expand(*input_ids.shape, -1)
+    start = model.guess.fixed(input_ids, 1, model.candidate_matrix())[0]
     off = (cached() - recomputed()).abs().max().item()
     arms = {"published form": lambda: published_loss(model, batch, start), "ours": recomputed, "cached": cached}
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}

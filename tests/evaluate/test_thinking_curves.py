@@ -81,12 +81,12 @@ def test_curve_is_the_loss_and_energy_of_each_step_in_the_last_landscape(tiny: T
     curve = findings.details["splits"]["validation"]["curve"]
     assert curve["steps"] == [0, 1, 2, 3, 4, 5]
     useful, energy = labels != -100, model.energy(inputs)
-    state = model.fixed_starts(1, model.candidate_matrix())[0].expand(*inputs.shape, -1)
+    state = model.guess.fixed(inputs, 1, model.candidate_matrix())[0]
     for steps in range(6):
         if steps:
             state = model.deliberate(inputs, Decoding(steps)).logits
         loss = F.cross_entropy(state[useful], labels[useful]).item()
-        candidate = Simplex(model.candidate_matrix()).enter(state)[1]
+        candidate = Simplex(model.candidate_matrix()).enter(state, 0)[1]
         with torch.no_grad():
             depth = energy(candidate, 4)[useful].mean().item()
         assert curve["loss"][steps] == pytest.approx(loss, rel=1e-4)
@@ -116,8 +116,8 @@ def test_best_of_two_is_at_each_position_the_guess_that_ends_lower(
     inputs, labels = rows_of(trained)
     useful = labels != -100
     losses, energies = [], []
-    for start in model.fixed_starts(2, model.candidate_matrix()):
-        monkeypatch.setattr(model, "fixed_starts", lambda num, weight, start=start: start[None])
+    for start in model.guess.fixed(inputs, 2, model.candidate_matrix()):
+        monkeypatch.setattr(model.guess, "fixed", lambda *_, start=start: [start])
         verdict = model.deliberate(inputs, Decoding(2))
         losses.append(F.cross_entropy(verdict.logits[useful], labels[useful], reduction="none"))
         energies.append(verdict.energy[useful])

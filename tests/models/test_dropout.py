@@ -120,7 +120,12 @@ def test_every_step_of_thinking_descends_the_same_energy() -> None:
 
 def test_slopes_through_dropout_are_differentiated_exactly() -> None:
     model: Any = ebt({"detach": "none"}, **RATES)().double().train()
-    loss_of = lambda: model({**batch()}, start=torch.zeros(2, SEQ_LEN, VOCAB_SIZE, dtype=torch.float64)).loss  # noqa: E731
+    start = torch.zeros(2, SEQ_LEN, VOCAB_SIZE, dtype=torch.float64)
+
+    def loss_of() -> Tensor:
+        loss: Tensor = model(batch(), start=start).loss
+        return loss
+
     weight = model.body.blocks[0].ffn.down.weight
     torch.manual_seed(4)
     (gradient,) = torch.autograd.grad(loss_of(), weight)
@@ -135,10 +140,12 @@ def test_slopes_through_dropout_are_differentiated_exactly() -> None:
 
 def test_mean_of_many_masks_is_what_nothing_dropped_gives() -> None:
     q, k, v = torch.randn(3, 1, 2, 8, 4)
-    patterns, many = [Pattern(4, 1), Pattern(8, 2)], 4000
-    repeated = [x.expand(many, -1, -1, -1) for x in (q, k, v)]
-    pairs = {name: (kernel(q, k, v), kernel(*repeated, dropout=0.3)) for name, kernel in KERNELS.items()}
-    pairs["dilated"] = (dilated_attention(q, k, v, patterns), dilated_attention(*repeated, patterns, dropout=0.3))
+    patterns = [Pattern(4, 1), Pattern(8, 2)]
+    rq, rk, rv = (x.expand(4000, -1, -1, -1) for x in (q, k, v))
+    pairs: dict[str, tuple[Tensor, Tensor]] = {
+        name: (kernel(q, k, v), kernel(rq, rk, rv, dropout=0.3)) for name, kernel in KERNELS.items()
+    }
+    pairs["dilated"] = (dilated_attention(q, k, v, patterns), dilated_attention(rq, rk, rv, patterns, dropout=0.3))
     for name, (exact, dropped) in pairs.items():
         torch.testing.assert_close(dropped.mean(0), exact[0], rtol=0.0, atol=0.1, msg=name)
         assert dropped.std(0).max() > 0.1, name

@@ -108,7 +108,7 @@ def test_settled_positions_end_the_work() -> None:
         return (candidates**2).sum(-1)
 
     class Plain:
-        def enter(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        def enter(self, state: Tensor, step: int) -> tuple[Tensor, Tensor]:
             return state, state
 
         def leave(self, base: Tensor, move: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ def test_evaluation_keeps_no_graph_and_training_needs_no_input_that_learns() -> 
 def test_read_out_is_the_gradient_at_the_distribution() -> None:
     weight, state = torch.randn(7, 4), torch.randn(3, 7)
     space = Simplex(weight)
-    base, candidate = space.enter(state)
+    base, candidate = space.enter(state, 0)
     at_distribution = base.clone().requires_grad_()
     (expected,) = torch.autograd.grad((at_distribution @ weight).pow(3).sum(), at_distribution)
     torch.testing.assert_close(space.leave(base, 0.5 * 3 * candidate**2), base - 0.5 * expected)

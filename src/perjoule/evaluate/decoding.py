@@ -7,14 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from perjoule.config import Config
 from perjoule.core.errors import ConfigError
 from perjoule.models.contract import Decoder
 from perjoule.models.ebt import EBT
-from perjoule.models.ebt_decode import Decoding
+from perjoule.models.ebt_decode import Choice, Decoding, Landscape, NoiseOn
 from perjoule.models.retnet import RetNet, RetNetCache
 
 
@@ -24,15 +24,27 @@ class DecodingConfig(Config):
     steps: PositiveInt | None = None
     """Steps at most; null is the most of training. Steps beyond the trained landscapes repeat the last one."""
     candidates: PositiveInt = 1
-    """First guesses, of which the one that ends with the least energy counts."""
+    """First guesses, of which the one that ``choose`` prefers counts."""
     accept_lower: bool = False
     """Take a step only where it lowers the energy."""
     stop_below: PositiveFloat | None = None
     """A token is done when a step changes its energy by less; null is never."""
+    step_size: PositiveFloat | None = None
+    """α; null is the trained one."""
+    step_size_scale: PositiveFloat = 1.0
+    """Multiplies α."""
+    noise: NonNegativeFloat = 0.0
+    """Standard deviation of the noise on the logits before a step (Langevin dynamics)."""
+    noise_on: NoiseOn = "all"
+    """The steps that have it."""
+    landscape: Landscape = "own"
+    """Energy of a step: its own, or for all of them the last that was trained."""
+    choose: Choice = "least"
+    """The first guess that counts: of the least energy at its end, of the most, or of the largest fall."""
 
     def build(self) -> Decoding:
         """Return what the model takes."""
-        return Decoding(self.steps, self.candidates, self.accept_lower, self.stop_below)
+        return Decoding(**self.model_dump())
 
 
 def thinking_prefill(decoder: Decoder, thinking: DecodingConfig) -> Callable[..., tuple[Tensor, Any]]:

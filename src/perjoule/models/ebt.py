@@ -42,14 +42,14 @@ from perjoule.core.errors import ConfigError
 from perjoule.models import ebt_flops
 from perjoule.models.contract import FlopsPerToken, Output
 from perjoule.models.ebt_body import Context, EnergyBody
-from perjoule.models.ebt_decode import Cache, Decoding, Verdict, best_row, better_of, deliberate
+from perjoule.models.ebt_decode import LAST, Cache, Decoding, Verdict, best_row, better_of, deliberate
 from perjoule.models.ebt_loss import Judge
 from perjoule.models.ebt_replay import Recalled, Replay
-from perjoule.models.ebt_simplex import Simplex, StepSize, drawn_starts, fixed_starts, state_dtype
+from perjoule.models.ebt_simplex import SMALLEST_STEP_SIZE, FirstGuess, LearnedScale, Simplex, state_dtype
 from perjoule.models.ebt_sizes import EBTSizes
 from perjoule.models.layers.cache import Tokens, align
 from perjoule.models.layers.dropout import same_masks
-from perjoule.models.layers.language import decaying_groups, embed, initialise
+from perjoule.models.layers.language import embed, initialise, rated_groups
 from perjoule.models.layers.linear import embedding_matrix
 from perjoule.models.thinking import Energy, Path, Schedule, think
 
@@ -86,7 +86,10 @@ class EBT(nn.Module):
         self.candidate_embedding = None if config.tie_candidates else nn.Embedding(vocab_size, config.dim)
         self.body = EnergyBody(config, seq_len)
         thinking = config.thinking
-        self.alpha = StepSize(config.initial_step_size(vocab_size), thinking.learn_step_size)
+        first = config.initial_step_size(vocab_size)
+        self.alpha = LearnedScale(first, thinking.learn_step_size, SMALLEST_STEP_SIZE)
+        self.noise = LearnedScale(thinking.langevin_noise, True, 0.0) if thinking.learn_noise else None
+        self.guess = FirstGuess(thinking, vocab_size)
         self.replay = None
         if thinking.replay_fraction > 0:
             self.replay = Replay(thinking.replay_capacity, seq_len, vocab_size, thinking.replay_max_age)
@@ -100,10 +103,14 @@ class EBT(nn.Module):
         loss is ln(vocab_size). Modulations of ``adaln`` start with gates near 1 and the rest near 0; those of
         ``adaln_zero`` with 0 in all, so that blocks change nothing.
         """
-        initialise(self, self.body.blocks, self.config.init_std)
-        self.body.reset_modulations(self.config.init_std)
+        config = self.config
+        initialise(self, self.body.blocks, config.init_std, config.init, config.init_gain)
+        self.body.reset_modulations(config.init_std)
         nn.init.zeros_(self.body.head.weight)
-        nn.init.ones_(self.alpha.factor)
+        self.guess.reset_parameters()
+        for scale in (self.alpha, self.noise):
+            if scale is not None:
+                nn.init.ones_(scale.factor)
         if self.replay is not None:
             self.replay.forget()
 
@@ -166,7 +173,8 @@ class EBT(nn.Module):
         if start is None:
             start = self._start(input_ids, recalled, weight)
         energy, last_state = self.energy(input_ids, documents), with_logits or replay is not None
-        path = self.think(energy, start, last_state or self.config.loss_chunk_rows is None, weight)
+        last_state = last_state or self.config.loss_chunk_rows is None or thinking.shapes_logits
+        path = self.think(energy, start, last_state, weight)
         judge = Judge(thinking, weight, self.config.loss_chunk_rows)
         loss, metrics = judge(path, labels, self.training)
         metrics["step_size"] = self.step_size.detach()
@@ -180,30 +188,26 @@ class EBT(nn.Module):
 
     def _start(self, input_ids: Tensor, recalled: Recalled | None, weight: Tensor) -> Tensor:
         """Return first guesses: drawn for each position, or one for all in evaluation; then the recalled ones."""
-        thinking, shape = self.config.thinking, (*input_ids.shape[:2], self.vocab_size)
         if not self.training:
-            return self.fixed_starts(1, weight).expand(shape)
-        start = drawn_starts(thinking, shape, weight)
+            return self.guess.fixed(input_ids, 1, weight)[0]
+        start: Tensor = self.guess(input_ids, weight)
         if recalled is not None:
-            start[-len(recalled.states) :] = recalled.states
+            start = torch.cat((start[: -len(recalled.states)], recalled.states.to(start.dtype)))
         return start
-
-    def fixed_starts(self, num: int, weight: Float[Tensor, "vocab dim"]) -> Float[Tensor, "num vocab"]:
-        """Return first guesses that are the same at every call; see ebt_simplex.py."""
-        return fixed_starts(self.config.thinking, num, weight)
 
     def think(self, energy: Energy, start: Tensor, last_state: bool, weight: Tensor | None = None) -> Path:
         """Think as in training, or without chance in evaluation."""
-        thinking, noise_std, step_size = self.config.thinking, 0.0, self.step_size
-        steps = thinking.most_steps
+        thinking, step_size, steps = self.config.thinking, self.step_size, self.config.thinking.most_steps
+        noise_std: Tensor | float = 0.0
         if self.training:
             steps = int(torch.randint(thinking.steps, steps + 1, (), device="cpu"))
-            noise_std, spread = thinking.langevin_noise, thinking.random_step_size
+            noise_std = thinking.langevin_noise if self.noise is None else self.noise()
+            spread = thinking.random_step_size
             if spread > 1:
                 low, high = step_size / spread, step_size * spread
                 step_size = low + torch.rand(*start.shape[:2], 1, device=start.device) * (high - low)
         schedule = Schedule.of(steps, thinking.detach)
-        space = Simplex(self.candidate_matrix(start.device) if weight is None else weight)
+        space = Simplex(self.candidate_matrix(start.device) if weight is None else weight, thinking)
         return think(energy, space, start, schedule, step_size, noise_std, last_state)
 
     def energy(self, input_ids: Tokens, documents: Int32[Tensor, "batch seq"] | None = None) -> Energy:
@@ -263,8 +267,8 @@ class EBT(nn.Module):
         """
         decoding = decoding or self.decoding
         energy, weight, verdict = self.energy(input_ids, documents), self.candidate_matrix(input_ids.device), None
-        for start in self.fixed_starts(decoding.candidates, weight):
-            other = self._deliberate(energy, weight, start.expand(*input_ids.shape[:2], -1), decoding, staged)
+        for start in self.guess.fixed(input_ids, decoding.candidates, weight):
+            other = self._deliberate(energy, weight, start, decoding, staged)
             verdict = other if verdict is None else better_of(verdict, other)
         assert verdict is not None
         return verdict
@@ -279,8 +283,10 @@ class EBT(nn.Module):
         scored: bool = True,
     ) -> Verdict:
         steps = decoding.steps or self.config.thinking.most_steps
-        space, landscape_of = Simplex(weight), self.body.landscape_of
-        return deliberate(energy, space, start, self.step_size, steps, decoding, landscape_of, staged, scored)
+        space, landscape_of = Simplex(weight, self.config.thinking), self.body.landscape_of
+        step_size = self.step_size if decoding.step_size is None else torch.tensor(decoding.step_size)
+        step_size = step_size * decoding.step_size_scale
+        return deliberate(energy, space, start, step_size, steps, decoding, landscape_of, staged, scored)
 
     @torch.no_grad()
     def prefill(
@@ -310,11 +316,14 @@ class EBT(nn.Module):
         steps = decoding.steps or self.config.thinking.most_steps
         tokens = embed(self.embedding, input_ids)
         real = None if mask is None or bool(mask.all()) else mask
-        landscapes = sorted({self.body.landscape_of(step) for step in range(steps)})
+        used = range(steps) if decoding.landscape == "own" else [LAST]
+        landscapes = sorted({self.body.landscape_of(step) for step in used})
         contexts = {landscape: self.body.read(tokens, landscape, real) for landscape in landscapes}
         weight = self.candidate_matrix(input_ids.device)
-        cache = Cache(contexts, input_ids.shape[1], self.fixed_starts(decoding.candidates, weight), decoding)
-        return self._next(cache, weight, len(input_ids)), cache
+        last = input_ids[:, -1:]
+        starts = torch.cat([start[:1] for start in self.guess.fixed(last, decoding.candidates, weight)], dim=1)
+        cache = Cache(contexts, input_ids.shape[1], starts, decoding)
+        return self._next(cache, weight, last), cache
 
     @torch.no_grad()
     def decode(self, token: Int64[Tensor, " batch"], cache: Cache) -> tuple[Float[Tensor, "batch vocab"], Cache]:
@@ -335,16 +344,18 @@ class EBT(nn.Module):
         embedded = self.embedding(token).unsqueeze(1)
         contexts = {landscape: self.body.extend(context, embedded) for landscape, context in cache.contexts.items()}
         cache = replace(cache, contexts=contexts, num_tokens=cache.num_tokens + 1)
-        return self._next(cache, self.candidate_matrix(token.device), len(token)), cache
+        return self._next(cache, self.candidate_matrix(token.device), token.unsqueeze(1)), cache
 
-    def _next(self, cache: Cache, weight: Tensor, batch: int) -> Tensor:
+    def _next(self, cache: Cache, weight: Tensor, last: Int64[Tensor, "batch 1"]) -> Tensor:
         """Think about the token behind what was read; several candidates are rows that share the context."""
 
         def energy(candidates: Tensor, step: int) -> Tensor:
             return self.body.energy(candidates, cache.contexts[self.body.landscape_of(step)], at_end=True)
 
         several = cache.decoding.candidates > 1
-        starts = cache.starts.expand(batch, -1, -1)
+        starts = cache.starts.expand(len(last), -1, -1)
+        if self.config.thinking.start == "recent":
+            starts = torch.cat((self.guess(last, weight), starts[:, 1:]), dim=1)
         verdict = self._deliberate(energy, weight, starts, cache.decoding, scored=several)
         logits = best_row(verdict) if several else verdict.logits[:, 0]
         return logits.to(state_dtype(weight))
@@ -356,12 +367,15 @@ class EBT(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the weights in groups for the optimizer: ``{"params": […], "weight_decay": bool, "lr_scale": float}``.
 
-        Matrices decay, the embeddings too; norm weights, modulations' biases and the step size do not. The step size
-        learns ``step_size_lr`` times as fast, and as the schedule multiplies every group's rate, it decays as far.
+        Matrices decay, the embeddings too; norm weights, modulations' biases, the step size and a learned noise do not.
+        Those two learn ``step_size_lr`` times as fast, and as the schedule multiplies every group's rate, they decay as
+        far; the embeddings learn ``embedding_lr`` times as fast.
         """
-        weights = (parameter for parameter in self.parameters() if parameter is not self.step_size_factor)
-        groups = [{**group, "lr_scale": 1.0} for group in decaying_groups(weights)]
-        if self.step_size_factor.requires_grad:
-            lr_scale = self.config.thinking.step_size_lr
-            groups.append({"params": [self.step_size_factor], "weight_decay": False, "lr_scale": lr_scale})
+        scales = [self.alpha] if self.noise is None else [self.alpha, self.noise]
+        factors = [scale.factor for scale in scales]
+        apart = {id(factor) for factor in factors}
+        weights = [parameter for parameter in self.parameters() if id(parameter) not in apart]
+        groups = [{"lr_scale": 1.0, **group} for group in rated_groups(self, weights, self.config.embedding_lr)]
+        if learned := [factor for factor in factors if factor.requires_grad]:
+            groups.append({"params": learned, "weight_decay": False, "lr_scale": self.config.thinking.step_size_lr})
         return groups

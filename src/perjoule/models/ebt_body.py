@@ -19,6 +19,7 @@ the landscape's vector, which sees nothing but itself and is the same for all of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +32,7 @@ from perjoule.models.layers.documents import places_within, visible_tokens
 from perjoule.models.layers.dropout import dropout_layer
 from perjoule.models.layers.glu import GLU
 from perjoule.models.layers.linear import call_differentiably
+from perjoule.models.layers.norm import DynamicTanh
 from perjoule.models.layers.positions import position_table
 from perjoule.models.layers.rope import Table
 from perjoule.models.layers.twice import EnergyRMSNorm, gated
@@ -91,6 +93,17 @@ def modulated(x: Tensor, shift: Tensor | None, scale: Tensor | None) -> Tensor:
     return x if shift is None or scale is None else x * (1 + scale) + shift
 
 
+def new_norm(sizes: EBTSizes, bias: bool = True) -> nn.Module:
+    """Return a norm of the configured kind; before the energy head a bias would be an energy without a gradient."""
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "rms": lambda: EnergyRMSNorm(sizes.dim, sizes.norm_eps),
+        "layer": lambda: nn.LayerNorm(sizes.dim, sizes.norm_eps, bias=bias),
+        "dyt": lambda: DynamicTanh(sizes.dim, bias),
+        "none": nn.Identity,
+    }
+    return kinds[sizes.norm]()
+
+
 class Block(nn.Module):
     """One attention and one feed-forward layer for both streams.
 
@@ -100,10 +113,10 @@ class Block(nn.Module):
 
     def __init__(self, sizes: EBTSizes) -> None:
         super().__init__()
-        self.attention_norm = EnergyRMSNorm(sizes.dim, sizes.norm_eps)
+        self.attention_norm = new_norm(sizes)
         self.attention = TwoStreamAttention(sizes.dim, sizes.num_heads)
-        self.ffn_norm = EnergyRMSNorm(sizes.dim, sizes.norm_eps)
-        self.ffn = GLU(sizes.dim, sizes.ffn_width, dropout=sizes.activation_dropout)
+        self.ffn_norm = new_norm(sizes)
+        self.ffn = GLU(sizes.dim, sizes.ffn_width, sizes.activation, sizes.activation_dropout)
         self.dropout = dropout_layer(sizes.dropout)
         self.modulation = Modulation(sizes.dim, 6) if sizes.variant.startswith("adaln") else None
 
@@ -138,7 +151,7 @@ class Block(nn.Module):
         mixed = self.dropout(mixed)
         x = x + (mixed if gate is None else gate * mixed)
         up = call_differentiably(self.ffn.gate_up, modulated(self.ffn_norm(x), ffn_shift, ffn_scale))
-        change = self.dropout(call_differentiably(self.ffn.down, self.ffn.dropout(gated(up))))
+        change = self.dropout(call_differentiably(self.ffn.down, self.ffn.dropout(gated(up, self.ffn.activation))))
         return x + (change if ffn_gate is None else ffn_gate * change), seen
 
 
@@ -158,9 +171,9 @@ class EnergyBody(nn.Module):
         self.landscapes = None if sizes.variant == "default" else nn.Embedding(sizes.num_landscapes, sizes.dim)
         self.dropout = dropout_layer(sizes.dropout)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.num_layers))
-        self.norm = EnergyRMSNorm(sizes.dim, sizes.norm_eps)
+        self.norm = new_norm(sizes, bias=False)
         self.modulation = Modulation(sizes.dim, 2) if sizes.variant.startswith("adaln") else None
-        self.head = nn.Linear(sizes.dim, 1, bias=False)  # a bias would be an energy without a gradient
+        self.head = nn.Linear(sizes.dim, 1, bias=False)
 
     def reset_modulations(self, std: float) -> None:
         """Let landscapes modulate little, or with ``adaln_zero`` nothing at all: gates too are 0 then.

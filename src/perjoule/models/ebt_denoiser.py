@@ -128,7 +128,7 @@ def _normalised(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class Pixels:
     """The space of images: a step moves what the energy sees; see :class:`~perjoule.models.thinking.Space`."""
 
-    def enter(self, state: Tensor) -> tuple[Tensor, Tensor]:
+    def enter(self, state: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return the image twice."""
         return state, state
 

@@ -42,14 +42,14 @@ class Judge:
             training: judge what the configuration says; otherwise the last state against hard targets.
         """
         last = len(path.steps) - 1
-        soft = self.thinking.soft_targets if training else 0.0
         judged = [last]
         if training and self.thinking.loss_on == "all":
             any_learned = any(step.learned for step in path.steps)
             judged = [number for number, step in enumerate(path.steps) if step.learned or not any_learned]
-        losses = {number: self._step(path, number, labels, soft * (last - number) / max(last, 1)) for number in judged}
+        softness = [self.thinking.smoothing(number, last) if training else 0.0 for number in range(last + 1)]
+        losses = {number: self._step(path, number, labels, softness[number]) for number in judged}
         with torch.no_grad():
-            first = losses[0] if 0 in losses else self._step(path, 0, labels, soft)
+            first = losses[0] if 0 in losses else self._step(path, 0, labels, softness[0])
             gap = path.steps[0].energy.mean() - path.steps[last].energy.mean()
         metrics = {"initial_loss": first.detach(), "final_loss": losses[last].detach(), "energy_gap": gap}
         return torch.stack(list(losses.values())).mean(), metrics

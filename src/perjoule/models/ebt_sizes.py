@@ -6,6 +6,7 @@ import math
 from abc import ABC
 from typing import Any, ClassVar, Literal
 
+from perjoule.models.layers.glu import Activation
 from perjoule.models.layers.positions import Positions
 from perjoule.models.layers.sizes import EBT_PAPER, MATCHED, LanguageSizes
 from perjoule.models.thinking import ThinkingConfig
@@ -34,6 +35,10 @@ class EBTSizes(LanguageSizes, ABC):
     """How an energy knows the thinking step: not, by a vector before the context, or by adaptive norms."""
     tie_candidates: bool = False
     """Embed candidates with the tokens' embedding."""
+    norm: Literal["rms", "layer", "dyt", "none"] = "rms"
+    """Norms: RMSNorm, LayerNorm, dynamic tanh in their place, or none."""
+    activation: Activation = "silu"
+    """Of the feed-forward layers' gate."""
     thinking: ThinkingConfig = ThinkingConfig()
     """How it thinks while training."""
 
@@ -45,8 +50,10 @@ class EBTSizes(LanguageSizes, ABC):
     @property
     def num_body_parameters(self) -> int:
         """Return the weights besides the two embeddings and the step size."""
-        block = 4 * self.dim**2 + 3 * self.dim * self.ffn_width + 2 * self.dim
-        body = self.num_layers * block + 2 * self.dim
+        last = {"rms": self.dim, "layer": self.dim, "dyt": self.dim + 1, "none": 0}[self.norm]
+        norm = last + self.dim * (self.norm in {"layer", "dyt"})  # a bias; the last norm has none
+        block = 4 * self.dim**2 + 3 * self.dim * self.ffn_width + 2 * norm
+        body = self.num_layers * block + last + self.dim
         if self.variant != "default":
             body += self.num_landscapes * self.dim
         if self.variant.startswith("adaln"):
@@ -64,6 +71,7 @@ class EBTSizes(LanguageSizes, ABC):
         """
         if self.thinking.step_size is not None:
             return self.thinking.step_size
-        spread = math.exp(self.thinking.start_std**2) if self.thinking.start == "noise" else 1.0
+        drawn = math.exp(self.thinking.start_std**2)
+        spread = {"noise": drawn, "learned": drawn, "zeros": 1.0, "recent": float(vocab_size)}[self.thinking.start]
         root_mean_square = math.sqrt(self.init_std**2 * spread / vocab_size + self.norm_eps)
         return self.thinking.step_size_scale * root_mean_square / (self.init_std**2 * math.sqrt(self.dim))

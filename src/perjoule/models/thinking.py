@@ -1,7 +1,7 @@
 """Thinking: descend an energy from a first guess, and learn through the descent.
 
     repeat for step k:    state = state + noise
-                          base, candidate = space.enter(state)
+                          base, candidate = space.enter(state, number)
                           δ = d ΣE_k(candidate) / d candidate
                           state = space.leave(base, α·δ)
 
@@ -46,8 +46,8 @@ Energy = Callable[[Tensor, int], Tensor]
 class Space(Protocol):
     """What a descent moves."""
 
-    def enter(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the point that the step starts from, and the candidate as the energy sees it."""
+    def enter(self, state: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Return the point that a step starts from, and the candidate as the energy sees it."""
 
     def leave(self, base: Tensor, move: Tensor) -> Tensor:
         """Return the state after the candidate is moved by ``-move``."""
@@ -154,10 +154,20 @@ class ThinkingConfig(Config):
     """Draw α for each position between α divided and multiplied by this."""
     langevin_noise: NonNegativeFloat = 0.0
     """Standard deviation of the noise on the state before every step of training."""
-    start: Literal["noise", "zeros"] = "noise"
-    """First guess of every position's logits."""
+    learn_noise: bool = False
+    """Learn that standard deviation, as fast as α."""
+    start: Literal["noise", "zeros", "learned", "recent"] = "noise"
+    """First guess of every position's logits: drawn, 0, one learned vector for all, or the token before it."""
     start_std: PositiveFloat = 1.0
-    """Standard deviation of that noise."""
+    """Standard deviation of drawn guesses, and of a learned one before it learns."""
+    softmax_on: Literal["all", "first", "none"] = "all"
+    """Steps that start from the distribution of the state; the others start from the logits themselves."""
+    sharpen: PositiveFloat = 1.0
+    """Divides the logits after every step: below 1 their distribution becomes sharper."""
+    max_change: PositiveFloat | None = None
+    """The most that a step changes a logit; null is unbounded."""
+    max_logit: PositiveFloat | None = None
+    """The largest absolute logit after a step, before ``sharpen``; null is unbounded."""
     replay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Remembered samples added to a batch, as a share of its size; 0 remembers nothing."""
     replay_capacity: PositiveInt = 64
@@ -167,7 +177,9 @@ class ThinkingConfig(Config):
     contrastive: NonNegativeFloat = 0.0
     """Weight of the loss that lowers the true token's energy below the candidate's."""
     soft_targets: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the first step's target that is spread over the vocabulary; less for later steps, none for the last."""
+    """Share of the first step's target that is spread over the vocabulary."""
+    soft_targets_on: Literal["falling", "first"] = "falling"
+    """Steps with soft targets: less and less of it down to none at the last step, or the first step alone."""
 
     @field_validator("max_steps")
     @classmethod
@@ -176,6 +188,39 @@ class ThinkingConfig(Config):
         if max_steps is not None and steps is not None and max_steps < steps:
             raise ValueError(f"{max_steps} is below steps {steps}; accepted: null or at least {steps}")
         return max_steps
+
+    @field_validator("start")
+    @classmethod
+    def _check_start(cls, start: str, info: ValidationInfo) -> str:
+        steps, detach = info.data.get("max_steps") or info.data.get("steps"), info.data.get("detach")
+        if start == "learned" and steps and detach and not Schedule.of(steps, detach).with_graph(0):
+            raise ValueError(
+                f"learned needs a first step that is learned from, and detach {detach} of {steps} has none"
+            )
+        return start
+
+    @field_validator("learn_noise")
+    @classmethod
+    def _check_noise(cls, learn_noise: bool, info: ValidationInfo) -> bool:
+        if learn_noise and info.data.get("langevin_noise") == 0:
+            raise ValueError("there is no noise to learn; accepted: false, or a langevin_noise above 0")
+        return learn_noise
+
+    @property
+    def shapes_logits(self) -> bool:
+        """Return whether a state is more than what is read out, so that its loss cannot be taken with the read-out."""
+        return self.sharpen != 1 or self.max_change is not None or self.max_logit is not None
+
+    def smoothing(self, step: int, last: int) -> float:
+        """Return the share of a step's target that is spread over the vocabulary.
+
+        Args:
+            step: from 0.
+            last: the number of the last step.
+        """
+        if self.soft_targets_on == "first":
+            return self.soft_targets if step == 0 else 0.0
+        return self.soft_targets * (last - step) / max(last, 1)
 
     @property
     def most_steps(self) -> int:
@@ -224,7 +269,7 @@ def think(
     start: Tensor,
     schedule: Schedule,
     step_size: Tensor,
-    noise_std: float = 0.0,
+    noise_std: Tensor | float = 0.0,
     last_state: bool = True,
 ) -> Path:
     """Think, with a graph for learning where gradients are enabled and the schedule says so.
@@ -232,11 +277,12 @@ def think(
     Args:
         energy: of embedded candidates at a step.
         space: what is moved.
-        start: the first guess.
+        start: the first guess; learned if it wants a gradient.
         schedule: steps and how far gradients reach back.
         step_size: positive, broadcast against the slope.
         noise_std: of the noise added to the state before every step (Langevin dynamics).
-        last_state: form the last state; without it its loss may be taken in chunks from ``steps[-1]``.
+        last_state: form the last state; without it its loss may be taken in chunks from ``steps[-1]``. It is formed all
+            the same if gradients reach the point that it starts from, for which chunks have no room.
 
     Raises:
         TrainingDiverged: if a slope is not finite.
@@ -245,15 +291,15 @@ def think(
     state, steps, states = start, [], []
     for number in range(schedule.steps):
         learned = learning and schedule.with_graph(number)
-        if not learned or schedule.cuts(number):
+        if not learned or (schedule.cuts(number) and number > 0):
             state = state.detach()
-        if noise_std > 0:
+        if isinstance(noise_std, Tensor) or noise_std > 0:
             state = state + noise_std * torch.randn_like(state)
         with torch.set_grad_enabled(learned):
-            base, candidate = space.enter(state)
+            base, candidate = space.enter(state, number)
             value, slope = slope_of(energy, candidate, number, schedule.steps, learned)
             step = Step(base, value, step_size * slope, learned)
-            if last_state or number < schedule.steps - 1:
+            if last_state or number < schedule.steps - 1 or base.requires_grad:
                 state = space.leave(base, step.move)
                 states.append(state)
         steps.append(step)

@@ -69,7 +69,8 @@ def test_blocked_equals_sdpa_with_gradients_at_any_length(
 @pytest.mark.parametrize("kernel", get_args(Kernel))
 def test_kernel_keeps_bfloat16_and_stays_close_to_float32(kernel: Kernel) -> None:
     heads = [tensor.detach().bfloat16() for tensor in random_heads(4, 2, seq_len=37)]
-    exact = sdpa(*(tensor.float() for tensor in heads))
+    q, k, v = (tensor.float() for tensor in heads)
+    exact = sdpa(q, k, v)
     rough = KERNELS[kernel](*heads)
     assert rough.dtype == torch.bfloat16
     torch.testing.assert_close(rough.float(), exact, rtol=0, atol=0.03)

@@ -14,7 +14,7 @@ from perjoule.core.labels import IGNORED
 from perjoule.models.contract import Output
 from perjoule.models.ebt import EBTConfig
 from perjoule.models.ebt_decode import Decoding
-from perjoule.models.ebt_simplex import StepSize
+from perjoule.models.ebt_simplex import LearnedScale
 from perjoule.models.huggingface.causal_lm import PerjouleForCausalLM
 from perjoule.models.huggingface.config import PerjouleConfig
 from perjoule.models.layers.loss import next_token_loss
@@ -108,7 +108,7 @@ class EBTForCausalLM(PerjouleForCausalLM, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         """As the others; a step size that no checkpoint has is the first one."""
-        if isinstance(module, StepSize):
+        if isinstance(module, LearnedScale):
             nn.init.ones_(module.factor)
         else:
             super()._init_weights(module)

@@ -31,33 +31,44 @@ from perjoule.models.layers.documents import hiding, visible_tokens
 from perjoule.models.layers.dropout import dropout_layer
 from perjoule.models.layers.linear import embedding_matrix, is_plain
 from perjoule.models.layers.loss import called_next_token_loss, chunked_next_token_loss, next_token_loss
-from perjoule.models.layers.norm import RMSNorm
+from perjoule.models.layers.norm import DynamicTanh, RMSNorm
 from perjoule.models.layers.positions import position_table
-from perjoule.models.layers.sizes import AttentionConfig, LanguageConfig
+from perjoule.models.layers.sizes import AttentionConfig, Initialisation, LanguageConfig
 
 
-def initialise(model: nn.Module, blocks: nn.ModuleList, std: float) -> None:
+def initialise(
+    model: nn.Module, blocks: nn.ModuleList, std: float, method: Initialisation = "normal", gain: float = 1.0
+) -> None:
     """Initialise weights from torch's default generator.
 
-    Matrices are normal with this standard deviation; those that write into the residual stream have
-    ``std / sqrt(2·num_layers)``, so that its variance does not grow with depth (Radford et al., 2019); norm weights are
-    1, biases 0.
+    With ``normal``, matrices are normal with this standard deviation; those that write into the residual stream have
+    ``std / sqrt(2·num_layers)``, so that its variance does not grow with depth (Radford et al., 2019). ``xavier`` and
+    ``he`` give matrices of n inputs and m outputs the variances 2·gain²/(n + m) and 2·gain²/n (Glorot and Bengio, 2010;
+    He et al., 2015), whatever they write into. Embeddings are normal, norm weights are 1, biases 0.
 
     Args:
         model: all of it.
         blocks: its blocks, whose matrices ``output`` and ``down`` write into the residual stream.
         std: of the embedding's and the matrices' weights.
+        method: of matrices.
+        gain: of ``xavier`` and ``he``.
     """
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Linear) and method == "xavier":
+            nn.init.xavier_normal_(module.weight, gain)
+        elif isinstance(module, nn.Linear) and method == "he":
+            nn.init.normal_(module.weight, std=gain * math.sqrt(2 / module.in_features))
+        elif isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, DynamicTanh):
+            module.reset_parameters()
         elif isinstance(module, RMSNorm | nn.LayerNorm):
             nn.init.ones_(module.weight)
         bias = getattr(module, "bias", None)
         if isinstance(bias, nn.Parameter):
             nn.init.zeros_(bias)
     for name, parameter in blocks.named_parameters():
-        if name.endswith((".output.weight", ".down.weight")):
+        if method == "normal" and name.endswith((".output.weight", ".down.weight")):
             nn.init.normal_(parameter, std=std / math.sqrt(2 * len(blocks)))
 
 
@@ -77,6 +88,23 @@ def embed(embedding: nn.Module, tokens: Tokens) -> Float[Tensor, "batch seq dim"
     """Return the embedding of tokens, or what is embedded already as it is."""
     embedded: Tensor = tokens if tokens.is_floating_point() else embedding(tokens)
     return embedded
+
+
+def rated_groups(model: nn.Module, parameters: Iterable[nn.Parameter], embedding_lr: float) -> list[dict[str, Any]]:
+    """Return :func:`decaying_groups`, and the embeddings apart if they learn at another rate (``lr_scale``).
+
+    Args:
+        model: whose embeddings are meant.
+        parameters: what learns.
+        embedding_lr: the embeddings' learning rate, as a multiple of the others'.
+    """
+    if embedding_lr == 1:
+        return decaying_groups(parameters)
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    parameters = list(parameters)
+    groups = decaying_groups(parameter for parameter in parameters if id(parameter) not in tables)
+    embeddings = [parameter for parameter in parameters if id(parameter) in tables]
+    return [*groups, {"params": embeddings, "weight_decay": True, "lr_scale": embedding_lr}]
 
 
 class LanguageModel(nn.Module, ABC):
@@ -114,7 +142,7 @@ class LanguageModel(nn.Module, ABC):
         The logits start with a standard deviation of about init_std·sqrt(dim) = s, and the loss near
         ln(vocab_size) + s²/2.
         """
-        initialise(self, self.blocks, self.config.init_std)
+        initialise(self, self.blocks, self.config.init_std, self.config.init, self.config.init_gain)
 
     def logits(self, rows: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
         """Return the logits behind normalised positions: call the output matrix, or multiply with the embedding."""
@@ -206,8 +234,8 @@ class LanguageModel(nn.Module, ABC):
         return 6 * (self.config.num_body_parameters + self.vocab_size * self.config.dim)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the weights in groups for the optimizer; see :func:`decaying_groups`."""
-        return decaying_groups(self.parameters())
+        """Return the weights in groups for the optimizer; see :func:`rated_groups`."""
+        return rated_groups(self, self.parameters(), self.config.embedding_lr)
 
 
 class Block(nn.Module):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from torch import nn
@@ -27,6 +27,9 @@ def _square(num_layers: int, num_heads: int, dim: int) -> dict[str, Any]:
     """Return a size whose feed-forward layers are as wide as the residual stream."""
     return {"num_layers": num_layers, "num_heads": num_heads, "dim": dim, "ffn_dim": dim}
 
+
+Initialisation = Literal["normal", "xavier", "he"]
+"""How matrices start; see :func:`~perjoule.models.layers.language.initialise`."""
 
 EBT_PAPER: Mapping[str, dict[str, Any]] = {
     "4xs": _square(2, 2, 128),
@@ -87,7 +90,13 @@ class LanguageSizes(Config, ABC):
     loss_chunk_rows: PositiveInt | None = None
     """Tokens whose last logits exist at a time; null is all of the batch."""
     init_std: PositiveFloat = 0.02
-    """Standard deviation of the initial weights."""
+    """Standard deviation of the initial weights; with another ``init``, of the embeddings'."""
+    init: Initialisation = "normal"
+    """Initial matrices: of one standard deviation, or of one that their sizes give."""
+    init_gain: PositiveFloat = 1.0
+    """Multiplies the standard deviation of ``xavier`` and ``he``."""
+    embedding_lr: PositiveFloat = 1.0
+    """Learning rate of the embeddings, as a multiple of the other weights'."""
     dropout: Rate = 0.0
     """Share of the numbers that is dropped while training, of embedded tokens and of what every layer adds to the
     residual stream."""

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from perjoule.models.layers.glu import ACTIVATIONS, Activation
 from perjoule.models.layers.norm import RMSNorm
 from perjoule.models.layers.rope import Table, rotate
 
@@ -36,11 +36,11 @@ class EnergyRMSNorm(RMSNorm):
         return y
 
 
-def gated(x: Float[Tensor, "*batch doubled"]) -> Float[Tensor, "*batch halved"]:
-    """Return ``silu(gate)·up`` of the two halves of ``x``."""
-    if x.numel() <= SMALL:
+def gated(x: Float[Tensor, "*batch doubled"], activation: Activation = "silu") -> Float[Tensor, "*batch halved"]:
+    """Return ``activation(gate)·up`` of the two halves of ``x``; that of silu is written out."""
+    if x.numel() <= SMALL or activation != "silu":
         gate, up = x.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return ACTIVATIONS[activation](gate) * up
     y: Tensor = _Gate.apply(x)  # type: ignore[no-untyped-call]
     return y
 
