@@ -28,7 +28,12 @@ from perjoule.models.layers.loss import next_token_loss
 def read_out(
     base: Float[Tensor, "*batch vocab"], move: Float[Tensor, "*batch dim"], weight: Float[Tensor, "vocab dim"]
 ) -> Float[Tensor, "*batch vocab"]:
-    """Return ``base - move·Wᵀ`` without a second tensor of that size."""
+    """Return ``base - move·Wᵀ``, without a second tensor of that size where all have one type.
+
+    A base that is wider than the weights stays as wide: rounded to bfloat16, logits of 16 lie 0.125 apart.
+    """
+    if torch.promote_types(base.dtype, weight.dtype) != weight.dtype:
+        return base - (move @ weight.t()).to(base.dtype)
     rows = base.flatten(0, -2).to(weight.dtype)
     return torch.addmm(rows, move.flatten(0, -2), weight.t(), alpha=-1).view(base.shape)
 
