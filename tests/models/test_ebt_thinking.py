@@ -1,5 +1,6 @@
 """Gradients of thinking: against finite differences, of one candidate at a time, and where they must not flow."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -110,10 +111,10 @@ def test_landscapes_differ_and_the_last_is_repeated_when_there_are_more_steps() 
     energy, candidates = model.energy(tokens()["input_ids"]), torch.randn(2, 12, 16)
     first, second, third = (energy(candidates, step) for step in (0, 1, 7))
     assert (first - second).abs().max() > 1e-3
-    assert torch.equal(second, third)
+    torch.testing.assert_close(second, third)
     single = tiny_ebt({"steps": 2})
     energy = single.energy(tokens()["input_ids"])
-    assert torch.equal(energy(candidates, 0), energy(candidates, 1))
+    torch.testing.assert_close(energy(candidates, 0), energy(candidates, 1))
 
 
 def test_schedule_knows_which_steps_learn_and_where_the_state_is_cut() -> None:
@@ -182,3 +183,23 @@ def test_presets_are_the_two_systems() -> None:
     assert (system2.detach, system2.loss_on, system2.learn_step_size) == ("last-1", "last", False)
     assert min(system2.langevin_noise, system2.replay_fraction, system2.random_step_size - 1) > 0
     assert ThinkingConfig(preset="s2", langevin_noise=0.0).langevin_noise == 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_float32_slope_of_a_step_is_near_float64_and_what_later_steps_amplify_is_the_function_itself(
+    variant: str,
+) -> None:
+    narrow = tiny_ebt({"steps": 2}, variant=variant)
+    wide, ids, start = copy.deepcopy(narrow).double(), tokens()["input_ids"], guesses()
+    candidate = start.softmax(-1) @ narrow.candidate_matrix().detach()
+
+    def slope(model: EBT, at: Tensor) -> Tensor:
+        at = at.detach().requires_grad_()
+        return torch.autograd.grad(model.energy(ids)(at, 0).sum(), at)[0].double()
+
+    exact = slope(wide, candidate.double())
+    size = exact.norm(dim=-1)
+    assert ((slope(narrow, candidate) - exact).norm(dim=-1) / size).max() < 1e-4
+    moved = candidate.double() * (1 + 1e-7 * torch.randn(candidate.shape, dtype=torch.float64))
+    gain = (slope(wide, moved) - exact).norm(dim=-1) / (moved - candidate.double()).norm(dim=-1)
+    assert gain.max() > 10  # in float64: a state that is off by float32's rounding is off by more after one more step

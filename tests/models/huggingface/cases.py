@@ -9,7 +9,7 @@ from perjoule.models.huggingface import ARCHITECTURES
 
 VOCAB_SIZE, SEQ_LEN, BOS, PAD = 48, 24, 0, 1
 SIZES: dict[str, Any] = {"dim": 32, "num_layers": 2, "num_heads": 2, "init_std": 0.3}
-STEPS: dict[str, Any] = {"step_size": 2.0, "steps": 2}
+STEPS: dict[str, Any] = {"step_size": 0.5, "steps": 2}
 CASES: dict[str, dict[str, Any]] = {
     "retnet": {"chunk_len": 4},
     "longnet": {"segment_lengths": [3, 7, 16], "dilations": [1, 2, 4]},
@@ -36,8 +36,16 @@ def new_model(case: str, **settings: Any) -> Any:
         with torch.no_grad():  # the energy head and some of the modulations start at 0
             for name, parameter in model.named_parameters():
                 if "norm" not in name and "alpha" not in name:
-                    parameter.normal_(std=0.3)
+                    parameter.normal_(std=0.15)
     return model.eval()
+
+
+def assert_same_numbers(found: Tensor, expected: Tensor) -> None:
+    """Compare what the same weights gave in other buffers.
+
+    Kernels follow addresses, and thinking with random weights amplifies what they round: float32 is 2e-4 from float64.
+    """
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
 
 
 def tokens(batch: int = 3, seq_len: int = 12) -> Tensor:

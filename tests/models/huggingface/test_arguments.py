@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models.huggingface.cases import CASES, KINDS, SEQ_LEN, new_model, padded, tokens
+from tests.models.huggingface.cases import CASES, KINDS, SEQ_LEN, assert_same_numbers, new_model, padded, tokens
 from torch.testing import assert_close
 from transformers import GenerationConfig
 
@@ -68,7 +68,7 @@ def test_hidden_states_lead_from_the_embedding_to_the_logits(case: str) -> None:
     ids, mask = padded([tokens(1, length)[0] for length in (9, 5)], "right")
     found = model(ids, attention_mask=mask, output_hidden_states=True)
     assert [state.shape for state in found.hidden_states] == [(2, 9, 32)] * 3
-    assert torch.equal(found.logits, model(ids, attention_mask=mask).logits)
+    assert_same_numbers(found.logits, model(ids, attention_mask=mask).logits)
     if not case.startswith("ebt"):  # whose candidates are no tokens, and whose logits are no product
         real = mask.bool()
         assert_close(found.hidden_states[0][real], model.get_input_embeddings()(ids)[real])
@@ -109,7 +109,7 @@ def test_labels_that_are_shifted_already_are_taken_as_they_are() -> None:
 def test_logits_of_chosen_columns_are_returned() -> None:
     model, ids = new_model("transformer"), tokens()
     columns = torch.tensor([1, 4])
-    assert torch.equal(model(ids, logits_to_keep=columns).logits, model(ids).logits[:, columns])
+    assert_same_numbers(model(ids, logits_to_keep=columns).logits, model(ids).logits[:, columns])
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
@@ -157,7 +157,7 @@ def test_arguments_that_mean_nothing_here_are_refused(named: dict[str, Any], mes
 def test_arguments_that_transformers_sends_along_are_ignored() -> None:
     model, ids = new_model("retnet"), tokens()
     given = {"token_type_ids": ids * 0, "cache_position": torch.arange(12), "pixel_values": None}
-    assert torch.equal(model(ids, **given).logits, model(ids).logits)
+    assert_same_numbers(model(ids, **given).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("settings", [{"cache_implementation": "static"}, {"cache_implementation": "offloaded"}])

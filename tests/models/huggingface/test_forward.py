@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models.huggingface.cases import CASES, KINDS, PAD, SEQ_LEN, new_model, padded, tokens
+from tests.models.huggingface.cases import CASES, KINDS, PAD, SEQ_LEN, assert_same_numbers, new_model, padded, tokens
 from torch.testing import assert_close
 from transformers.cache_utils import DynamicCache
 
@@ -26,10 +26,10 @@ def test_logits_are_exactly_those_of_our_module(case: str) -> None:
     model, ids = new_model(case), tokens()
     own = model.model({"input_ids": ids, "labels": ids}, with_logits=True).logits
     output = model(ids)
-    assert torch.equal(output.logits, own)
+    assert_same_numbers(output.logits, own)
     assert output.loss is None
     assert output.past_key_values is None
-    assert torch.equal(model(ids, attention_mask=torch.ones_like(ids)).logits, own)
+    assert_same_numbers(model(ids, attention_mask=torch.ones_like(ids)).logits, own)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -45,7 +45,7 @@ def test_loss_and_gradients_are_exactly_those_of_our_module(case: str, training:
     torch.manual_seed(5)
     own = model.model({"input_ids": ids, "labels": own_labels(labels)}).loss
     own.backward()
-    assert torch.equal(loss, own)
+    assert_same_numbers(loss, own)
     assert any(grad is not None for grad in grads.values())
     for name, parameter in model.model.named_parameters():
         assert_close(grads[name], parameter.grad, rtol=1e-6, atol=1e-7)
@@ -111,7 +111,7 @@ def test_cache_gives_the_logits_of_the_whole_sequence(case: str) -> None:
 
 def test_logits_to_keep_returns_the_last_ones() -> None:
     model, ids = new_model("transformer"), tokens()
-    assert torch.equal(model(ids, logits_to_keep=3).logits, model(ids).logits[:, -3:])
+    assert_same_numbers(model(ids, logits_to_keep=3).logits, model(ids).logits[:, -3:])
 
 
 def test_logits_beside_a_cache_have_gradients_where_they_are_wanted() -> None:
@@ -143,8 +143,8 @@ def test_more_thinking_changes_logits_and_loss_alike() -> None:
     before = model(ids, labels=ids)
     model.decoding = Decoding(steps=4, candidates=2)
     after = model(ids, labels=ids)
-    assert torch.equal(after.logits, model.model.deliberate(ids, model.decoding).logits)
-    assert torch.equal(after.logits, model(ids).logits)
+    assert_same_numbers(after.logits, model.model.deliberate(ids, model.decoding).logits)
+    assert_same_numbers(after.logits, model(ids).logits)
     assert not torch.equal(after.loss, before.loss)
     judged = torch.nn.functional.cross_entropy(after.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert_close(after.loss, judged)
