@@ -31,7 +31,8 @@ as 1e-2 in the logits; that is not kept either. Rotation pairs element i with el
 this library (the reference: with its neighbour), a permutation of the rows of Wq and Wk.
 
 Where q_n·k_m nearly vanishes for all m, as it may at the first token of a sequence, the norm makes little into much:
-rounding is amplified there, in every form alike.
+rounding is amplified there, in every form alike. The first token's head is ±v/|v| by the sign of q·k, which rounding
+the weights to bfloat16 may turn, however exactly one computes with them.
 
 Sun et al., Retentive Network: A Successor to Transformer for Large Language Models, 2023.
 """
