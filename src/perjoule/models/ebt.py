@@ -21,9 +21,9 @@ twice gives the same. From the paper's text it differs as the code does: a step 
 documents attend across their boundaries, unless the batch says which is which.
 
 The published code's other options are fields of :class:`~perjoule.models.thinking.ThinkingConfig` and
-:class:`~perjoule.models.ebt_sizes.EBTSizes`, all off: other starts, logits that are sharpened or bounded, softmax at the
-first step alone, learned noise, other norms, activations, initial weights and rates. Dropout, which that code has not,
-has one mask for all steps of a batch.
+:class:`~perjoule.models.ebt_sizes.EBTSizes`, all off: other starts, logits that are sharpened or bounded, softmax at
+the first step alone, learned noise, other norms, activations, initial weights and rates. Dropout, which that code has
+not, has one mask for all steps of a batch.
 
 Training multiplies as much as (1 - 1/num_layers) + 2·steps Transformers of the same blocks where the context is shared
 (``default``), plus ten instead of six times dim·vocab_size for each step. Memory for the backward pass

@@ -169,10 +169,7 @@ def deliberate(
     stages = [Stage(state, judged(state, 0))] if staged else []
     first = judged(state, 0) if decoding.choose == "fall" and scored else None
     for number in range(steps):
-        noisy = state
-        if decoding.noise > 0 and (number == 0 or decoding.noise_on == "all"):
-            noisy = state + decoding.noise * torch.randn_like(state)
-        base, candidate = space.enter(noisy, number)
+        base, candidate = space.enter(_noisy(state, number, decoding), number)
         value, slope = slope_of(lambda x, k: energy(x, at(k)), candidate, number, steps, learned=False)
         if decoding.stop_below is not None and number > 0 and landscape_of(at(number)) == landscape_of(at(number - 1)):
             active = active & ((value - before).abs() >= decoding.stop_below)
@@ -191,6 +188,13 @@ def deliberate(
         before = judged(state, steps)
     score = {"least": before, "most": -before, "fall": before if first is None else before - first}[decoding.choose]
     return Verdict(state, before, taken, score, stages)
+
+
+def _noisy(state: Tensor, number: int, decoding: Decoding) -> Tensor:
+    """Return the state with the noise of a step."""
+    if decoding.noise == 0 or (number > 0 and decoding.noise_on == "first"):
+        return state
+    return state + decoding.noise * torch.randn_like(state)
 
 
 def best_row(verdict: Verdict) -> Float[Tensor, "batch vocab"]:
