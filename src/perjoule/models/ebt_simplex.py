@@ -93,7 +93,7 @@ class FirstGuess(nn.Module):
 
     def __init__(self, thinking: ThinkingConfig, vocab_size: int) -> None:
         super().__init__()
-        self.thinking, self.vocab_size = thinking, vocab_size
+        self.thinking = thinking
         self.learned = nn.Embedding(1, vocab_size) if thinking.start == "learned" else None
 
     def reset_parameters(self) -> None:
@@ -108,7 +108,7 @@ class FirstGuess(nn.Module):
             input_ids: the tokens that positions follow.
             weight: the candidates' embedding, whose device and, widened, type guesses have.
         """
-        shape = (*input_ids.shape[:2], self.vocab_size)
+        shape = (*input_ids.shape[:2], len(weight))
         if self.thinking.start == "noise":
             drawn = torch.randn(shape, device=weight.device, dtype=state_dtype(weight))
             return drawn * self.thinking.start_std
@@ -127,12 +127,11 @@ class FirstGuess(nn.Module):
             num: how many.
             weight: as for :meth:`forward`.
         """
-        shape, dtype = (*input_ids.shape[:2], self.vocab_size), state_dtype(weight)
+        shape, dtype = (*input_ids.shape[:2], len(weight)), state_dtype(weight)
         if weight.is_meta:
             return [torch.zeros(shape, device="meta", dtype=dtype)] * num
         draws = [
-            torch.randn(self.vocab_size, generator=torch.Generator().manual_seed(seed), device="cpu")
-            for seed in range(num)
+            torch.randn(len(weight), generator=torch.Generator().manual_seed(seed), device="cpu") for seed in range(num)
         ]
         guesses = [(draw * self.thinking.start_std).to(weight.device, dtype).expand(shape) for draw in draws]
         if self.thinking.start != "noise":
@@ -143,9 +142,11 @@ class FirstGuess(nn.Module):
         """Return the guess in which there is no chance."""
         if self.learned is not None:
             learned: Tensor = self.learned(torch.zeros(1, dtype=torch.int64, device=weight.device))
+            if learned.shape[1] != len(weight):
+                raise ConfigError(f"the learned start is of {learned.shape[1]} tokens, and there are {len(weight)}")
             return learned.to(state_dtype(weight))
         if self.thinking.start == "zeros":
             return torch.zeros(1, device=weight.device, dtype=state_dtype(weight))
         if input_ids.is_floating_point():
             raise ConfigError("thinking.start recent begins with the token before, and embedded inputs have none")
-        return F.one_hot(input_ids, self.vocab_size).to(state_dtype(weight)) * CERTAIN
+        return F.one_hot(input_ids, len(weight)).to(state_dtype(weight)) * CERTAIN

@@ -88,7 +88,7 @@ def test_a_few_steps_lower_the_loss(kind: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0] - 0.5
+    assert losses[-1] < losses[0] - 0.2
 
 
 @pytest.mark.parametrize("case", CASES)
