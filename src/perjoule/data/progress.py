@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from perjoule.core.streams import drawing
@@ -14,6 +16,33 @@ from perjoule.data.engine import Amount
 LINE_EVERY_S = 5.0
 TERMINAL_EVERY_S = 0.2
 _BAR_CHARACTERS = 24
+
+
+@contextmanager
+def telling(say: Callable[[str], None]) -> Iterator[None]:
+    """Say what is logged about preparing data, which takes minutes when a large corpus is first used."""
+    handler = _Lines(say)
+    logger = logging.getLogger("perjoule.data")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Lines(logging.Handler):
+    """Says each record as a line."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        self._say(record.getMessage())
 
 
 class Progress:

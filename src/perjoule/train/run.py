@@ -18,6 +18,7 @@ from perjoule.core.errors import ConfigError, DataError
 from perjoule.core.seeding import derive
 from perjoule.data.contract import Batch, DataSet, Samples
 from perjoule.data.prefetch import Prefetcher
+from perjoule.data.progress import telling
 from perjoule.data.split import EmptySplit
 from perjoule.data.tokenizer import TextTokenizer
 from perjoule.measure.machine import MachineProfile, process_age_s
@@ -162,7 +163,8 @@ class _Assembly:
         """Let the leader prepare the data; the others take what it leaves in the cache."""
 
         def build() -> DataSet:
-            data: DataSet = self.config.data.build(self.config.seed)  # type: ignore[attr-defined]
+            with telling(self.console.line):
+                data: DataSet = self.config.data.build(self.config.seed)  # type: ignore[attr-defined]
             return data
 
         return self.ranks.leader_does(build) or build()
