@@ -279,6 +279,7 @@ def measure(
             result = trainer.train(resolved, recipe="calibration")
             if result.signal is not None:  # it ended the run in good order; it was meant for all of us
                 raise_signal(result.signal)
+                raise KeyboardInterrupt  # where the signal is ignored, as in the background of a script
             path = Path(result.run)
             chosen: dict[str, Any] = read_manifest(path)["segments"][-1]["backend"]["chosen"]
             return read_sample(path, name, count(config, chosen["precision"]).work), chosen
