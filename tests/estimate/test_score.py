@@ -150,7 +150,7 @@ def test_rows_that_were_learnt_from_stand_apart_and_are_labelled() -> None:
 def test_measurements_without_a_network_cannot_be_scored(tmp_path: Path) -> None:
     path = tmp_path / "emissions.csv"
     path.write_text(
-        "run_id,project_name,duration,cpu_energy,gpu_energy,ram_energy,gpu_model,cpu_model\nr,p,9,,0.1,,A40,C\n"
+        "run_id,project_name,duration,cpu_energy,gpu_energy,ram_energy,gpu_model,cpu_model\nr,p,9000,,0.1,,A40,C\n"
     )
     with pytest.raises(DataError, match="nothing to score: no measurement says which network was trained"):
         score([path], print)
