@@ -33,6 +33,8 @@ from perjoule.train.distributed import Ranks
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 COMPILE_GAIN = 0.35
 """Share of the eager step that compiling saves, at least: measured 0.35 to 0.5 on language models (docs/log.md)."""
+_WORST = 5
+"""So many times as long it took on a busy machine; a run that ends with its time or energy must not risk that."""
 _KNOWN_AFTER_S = 1.5
 COLD_COMPILE_S = 40.0
 """What a first compilation takes on two cores, measured 14 to 35 s (docs/log.md)."""
@@ -158,10 +160,12 @@ class Backend:
             lasts_s if lasts_s is not None else float("inf"),
             steps_left * eager_s if steps_left is not None else float("inf"),
         )
-        pays = COMPILE_GAIN * left_s > COLD_COMPILE_S
+        cost_s = COLD_COMPILE_S * (_WORST if lasts_s == left_s else 1)
+        pays = COMPILE_GAIN * left_s > cost_s
         self.why.append(
             f"{'compile' if pays else 'no compile'}: an eager step takes {si(eager_s, 's')}, {si(left_s, 's')} are "
-            f"left, and compiling costs about {COLD_COMPILE_S:.0f} s to save {COMPILE_GAIN:.0%} of that"
+            f"left, and compiling costs {'up to' if lasts_s == left_s else 'about'} {cost_s:.0f} s to save "
+            f"{COMPILE_GAIN:.0%} of that"
         )
         return pays
 
