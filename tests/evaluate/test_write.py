@@ -145,7 +145,8 @@ def test_a_file_that_is_there_is_kept_unless_one_says_what_to_do(run: Path, tmp_
 
 
 def test_log_probabilities_are_those_of_the_model_and_echo_adds_the_prompts(run: Path, tmp_path: Path) -> None:
-    path, settings = tmp_path / "out.jsonl", {"max_new_tokens": 4, "temperature": 0.7, "top_k": 5, "log_probs": True}
+    path = tmp_path / "out.jsonl"
+    settings: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0.7, "top_k": 5, "log_probs": True}
     said = written(run, "the quick", **settings)
     written(run, "the quick", "fox", output=path, echo=True, **settings)
     record = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
