@@ -143,7 +143,7 @@ def test_compiling_is_worth_it_only_if_enough_is_left(monkeypatch: pytest.Monkey
 
 
 def test_compiling_waits_until_it_is_known_how_long_a_budget_lasts() -> None:
-    lasting = iter([0, 0, 30.0])
+    lasting = iter([0, 0, 0, 0, 30.0])
     backend = backend_of(compile="auto")
     model = torch.nn.Linear(2, 2)
     assert backend.compiled(model, lambda: 0.5, None, lambda: next(lasting)) is model

@@ -152,7 +152,11 @@ class Backend:
         if steps_left is not None and steps_left < 20:
             self.why.append(f"no compile: {steps_left} steps cannot repay it")
             return False
-        eager_s = self.eager_step_s = min(time_step() for _ in range(3))
+        eager_s = self.eager_step_s = time_step()
+        for _ in range(2):  # but not where timing itself would use up a small budget
+            lasts_s = seconds_left()
+            if lasts_s is None or lasts_s * COMPILE_GAIN > COLD_COMPILE_S * _WORST:
+                eager_s = self.eager_step_s = min(eager_s, time_step())
         begun_s = time.monotonic()
         while (lasts_s := seconds_left()) == 0 and time.monotonic() - begun_s < _KNOWN_AFTER_S:
             time_step()  # the power of the work tells how long a budget of energy lasts

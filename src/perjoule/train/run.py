@@ -245,7 +245,7 @@ class _Assembly:
             called = self._timed("backend", lambda: self._called(session, first, goal))
             costs.eager_step_s = backend.eager_step_s
             if goal.budgets or config.stop.seconds is not None:
-                session.time_evaluation()
+                session.time_evaluation(goal)
             self.startup_s["other"] = max(0.0, process_age_s() - sum(self.startup_s.values()))
             recorder = session.begin(self.profile, self.startup_s, goal.last_step)
             return self._loop(session, called, samples, goal, recorder)

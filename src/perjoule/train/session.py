@@ -260,8 +260,8 @@ class Session:
         with self.backend.autocast():
             return held_out_loss(self.module, batches, self.backend.to_device, self.ranks.total)
 
-    def time_evaluation(self) -> None:
-        """Time one held-out batch, so that a budget keeps back what the last evaluation will cost."""
+    def time_evaluation(self, goal: Goal) -> None:
+        """Time a held-out batch, so that a budget keeps back what the last evaluation will cost."""
         if self.held_out is None or self.ranks.world_size > 1:  # other ranks need not agree on what was seen
             return
         state = random_state()
@@ -269,7 +269,9 @@ class Session:
             for batch in islice(self.stream.held_out(self.held_out, 2), 2):  # the first one allocates
                 begun = time.perf_counter()
                 self.module(self.backend.to_device(batch.tensors)).loss.item()
-                self.costs.evaluation_batch_s = time.perf_counter() - begun
+                self.costs.evaluation_batch_s = took_s = time.perf_counter() - begun
+                if not goal.has_room(self.progress, 100 * took_s):  # a small budget cannot afford another
+                    break
         restore_random_state(state)
 
     def evaluate(self) -> bool:
