@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from perjoule.core.errors import DataError
 from perjoule.data import inspect as module
 from perjoule.data import lengths as lengths_module
-from perjoule.data.inspect import InspectConfig, Inspection, inspect
+from perjoule.data.inspect import InspectConfig, Inspection, inspect, inspect_source
 from perjoule.data.lengths import Lengths
 from perjoule.data.reader import PackedSamples, PaddedSamples
 from perjoule.data.row_index import row_index
@@ -22,7 +22,7 @@ from perjoule.data.shards import Shard, SplitTokens
 from perjoule.data.sources import files_source
 from perjoule.data.split import SPLITS, Fractions
 from perjoule.data.store import open_store
-from perjoule.data.tokenize import TokenizeConfig, tokenize
+from perjoule.data.tokenize import TokenizeConfig, tokenize, tokenize_files
 from perjoule.data.tokenizer import TextTokenizer, TokenizerConfig
 
 ROWS = [f"document {number} " * (1 + number % 40) for number in range(300)]
@@ -272,3 +272,44 @@ def test_damaged_store_is_not_taken_for_a_source(store: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(DataError, match="damaged"):
         look(store)
+
+
+def test_chosen_documents_of_a_store_are_shown_with_exact_counts(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(80):
+        (corpus / f"{number:02d}.txt").write_text(f"document {number} " * 40)
+    tokenizer = TokenizerConfig(vocab_size=260).build(["a"])
+    (tmp_path / "t.json").write_text(tokenizer.inner.to_str())
+    tokenize_files(corpus, tmp_path / "store", TokenizeConfig(tokenizer=tmp_path / "t.json"), lambda line: None)
+    said: list[str] = []
+    inspect(tmp_path / "store", InspectConfig(documents="1:3", tokens=12), said.append)
+    shown = [line for line in said if line.startswith("train document")]
+    train = [n for n in range(80) if Fractions().split_of(f"{n:02d}.txt") == "train"]
+    texts = [f"document {number} " * 40 for number in train[1:3]]
+    assert shown == [
+        f"train document {place}: first 12 of {len(tokenizer.encode(text)):,} tokens: {text[:12]!r}"
+        for place, text in enumerate(texts, 1)
+    ]
+    with pytest.raises(ValueError, match="documents"):
+        InspectConfig(documents="x")
+    with pytest.raises(DataError, match="shows documents of a token store"):
+        inspect(corpus, InspectConfig(documents="0:1"), said.append)
+
+
+def test_full_or_missing_temporary_folder_names_tmpdir_and_what_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(DataError, match=r"TMPDIR .*duplicates=false"):
+        inspect_source(tmp_path, InspectConfig())
+    assert inspect_source(tmp_path, InspectConfig(duplicates=False)).splits
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def full(text: str) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("perjoule.data.duplicates.content_hash", full)
+    with pytest.raises(DataError, match=r"No space left on device; set TMPDIR .*duplicates=false"):
+        inspect_source(tmp_path, InspectConfig())

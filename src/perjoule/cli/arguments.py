@@ -167,4 +167,6 @@ def _add_data(parsers: _Parsers, shared: argparse.ArgumentParser) -> None:
         step.add_argument("overrides", nargs="*", metavar="key=value")
         if name == "inspect":
             step.add_argument("--json", action="store_true", help="as JSON")
+            step.add_argument("--documents", metavar="FIRST:END", help="of a store: show these, 0:1 the first one")
+            step.add_argument("--tokens", metavar="N", help="with --documents: of each, 200 unless given")
         step.set_defaults(verb=verbs.data, step=name, num_places=len(places))

@@ -117,7 +117,8 @@ def data(options: argparse.Namespace) -> int:
     module, step, section = DATA_STEPS[options.step]
     places = [getattr(options, f"place{number}") for number in range(options.num_places)]
     code = import_module(f"perjoule.data.{module}")
-    config = resolve.load(getattr(code, section), None, options.overrides).config
+    flags = [f"{name}={getattr(options, name)}" for name in ("documents", "tokens") if getattr(options, name, None)]
+    config = resolve.load(getattr(code, section), None, [*options.overrides, *flags]).config
     if options.step == "inspect":
         found = code.inspect(*places, config, (lambda line: None) if options.json else print)
         if options.json:

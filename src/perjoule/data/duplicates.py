@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from perjoule.core.errors import DataError
 
 HASH_BYTES = 16
 
@@ -68,3 +73,60 @@ def mark_copies(files: Sequence[Path], output: Path) -> int:
 def read_copies(marks: Path, begin: int, end: int) -> npt.NDArray[np.bool_]:
     """Return whether the documents from ``begin`` to ``end`` (exclusive) are copies."""
     return np.fromfile(marks, np.bool_, count=end - begin, offset=begin)
+
+
+class CopyCount(ExitStack):
+    """Keeps the hashes of documents in a temporary file, to count those that are copies.
+
+    Args:
+        wanted: if not, nothing is written and no copy is found.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        super().__init__()
+        self._wanted = wanted
+        self._folder = Path()
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        if self._wanted:
+            with _temporary():
+                self._folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="perjoule-")))
+                self._file = (self._folder / "hashes").open("wb")
+            self.callback(self._close)
+        return self
+
+    def add(self, text: str) -> None:
+        """Note the hash of a document."""
+        if self._file is not None:
+            with _temporary():
+                self._file.write(content_hash(text))
+
+    def count_copies(self) -> int:
+        """Compare all hashes; nothing can be added afterwards."""
+        if self._file is None:
+            return 0
+        with _temporary():
+            self._file.close()
+            return mark_copies([self._folder / "hashes"], self._folder / "copies")
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # closing tries again to write what is left
+                self._file.close()
+
+
+@contextmanager
+def _temporary() -> Iterator[None]:
+    """Say what to do about a temporary folder that is full, read-only or missing.
+
+    Raises:
+        DataError: instead of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot count copies of documents in a temporary folder: {error.strerror or error}; set TMPDIR to a "
+            "folder with 17 bytes free for each document, or leave the count out with duplicates=false"
+        ) from error

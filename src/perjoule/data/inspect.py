@@ -10,22 +10,21 @@ import heapq
 import json
 import math
 import random
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any
 
 import numpy as np
-from pydantic import NonNegativeInt, PositiveInt
+import numpy.typing as npt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from perjoule.config import Config
 from perjoule.core.cache import expand_home
 from perjoule.core.errors import DataError
-from perjoule.core.units import byte_size, si
-from perjoule.data.duplicates import content_hash, mark_copies
+from perjoule.core.units import byte_size
+from perjoule.data.duplicates import CopyCount
 from perjoule.data.formats import DEFAULT_LIMITS, Limits
 from perjoule.data.lengths import Lengths
 from perjoule.data.manifest import MANIFEST
@@ -57,6 +56,12 @@ class InspectConfig(Config):
     """Documents to show of each split."""
     sample_characters: PositiveInt = 200
     """Of each of them, from its beginning."""
+    documents: str | None = Field(
+        default=None, pattern=r"^\d+:\d+$", json_schema_extra={"accepted": "FIRST:END, such as 0:1 for the first one"}
+    )
+    """Of a store: show these documents of each split instead of a sample, ``0:1`` the first one."""
+    tokens: PositiveInt = 200
+    """With ``documents``: of each of them, from its beginning."""
     seed: int = 0
     """Which documents are shown."""
     column: str = "text"
@@ -139,7 +144,7 @@ class Inspection:
             line = f"{name:<12} {count:>11,} documents {count / max(total, 1):>7.2%}  {byte_size(split.num_bytes):>8}"
             if split.num_tokens is not None:
                 rate = _rate(split)
-                line += f"  {si(split.num_tokens, digits=4):>7} tokens" + (f"  {rate:.3f} a byte" if rate else "")
+                line += f"  {split.num_tokens:>11,} tokens" + (f"  {rate:.3f} a byte" if rate else "")
             if split.num_unknown is not None:
                 line += f"  {split.num_unknown / max(split.num_tokens or 0, 1):.3%} unknown"
             yield line
@@ -175,9 +180,10 @@ def inspect_store(path: Path, config: InspectConfig) -> Inspection:
         DataError: if it cannot be opened.
     """
     store = open_store(path)
+    facts: dict[str, Any] = {"vocab_size": store.tokenizer.vocab_size, "tokenizer": store.tokenizer.content_hash}
     splits = {name: _stored(store, name, config) for name in SPLITS}
-    facts = {"vocab_size": store.tokenizer.vocab_size, "tokenizer": store.tokenizer.content_hash}
-    return Inspection(path, "store", splits, store.skipped, facts)
+    notes = () if config.documents is None else tuple(_shown(store, config))
+    return Inspection(path, "store", splits, store.skipped, facts, notes)
 
 
 def inspect_source(path: Path, config: InspectConfig) -> Inspection:
@@ -187,12 +193,14 @@ def inspect_source(path: Path, config: InspectConfig) -> Inspection:
         DataError: if it cannot be read.
         MissingExtra: for parquet files without pyarrow.
     """
+    if config.documents is not None:
+        raise DataError(f"documents={config.documents} shows documents of a token store, and {path} is none")
     source = files_source(path, config.column, config.limits)
     tokenizer = None if config.tokenizer is None else TextTokenizer.load(expand_home(config.tokenizer))
     names = [name for name in SPLITS if name in source.splits] or [ALL]
     reading = {name: _Reading(config, tokenizer) for name in names}
     skipped: Counter[str] = Counter()
-    with _Hashes(config.duplicates) as hashes:
+    with CopyCount(config.duplicates) as hashes:
         for document in source.documents(skipped):
             reading[document.split or ALL].add(document.text)
             hashes.add(document.text)
@@ -202,63 +210,6 @@ def inspect_source(path: Path, config: InspectConfig) -> Inspection:
     splits = {name: one.finish() for name, one in reading.items()}
     facts = {"files": len(source.files), "not_read": left_out_facts(source.left_out)}
     return Inspection(path, "source", splits, skipped, facts, tuple(source.notes()))
-
-
-class _Hashes(ExitStack):
-    """Keeps the hashes of documents in a temporary file, to count those that are copies.
-
-    Args:
-        wanted: if not, nothing is written and no copy is found.
-    """
-
-    def __init__(self, wanted: bool) -> None:
-        super().__init__()
-        self._wanted = wanted
-        self._folder = Path()
-        self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        if self._wanted:
-            with _temporary():
-                self._folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="perjoule-")))
-                self._file = (self._folder / "hashes").open("wb")
-            self.callback(self._close)
-        return self
-
-    def add(self, text: str) -> None:
-        """Note the hash of a document."""
-        if self._file is not None:
-            with _temporary():
-                self._file.write(content_hash(text))
-
-    def count_copies(self) -> int:
-        """Compare all hashes; nothing can be added afterwards."""
-        if self._file is None:
-            return 0
-        with _temporary():
-            self._file.close()
-            return mark_copies([self._folder / "hashes"], self._folder / "copies")
-
-    def _close(self) -> None:
-        if self._file is not None:
-            with suppress(OSError):  # closing tries again to write what is left
-                self._file.close()
-
-
-@contextmanager
-def _temporary() -> Iterator[None]:
-    """Say what to do about a temporary folder that is full, read-only or missing.
-
-    Raises:
-        DataError: instead of any OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"cannot count copies of documents in a temporary folder: {error.strerror or error}; set TMPDIR to a "
-            "folder with 17 bytes free for each document, or leave the count out with duplicates=false"
-        ) from error
 
 
 def _is_store(path: Path) -> bool:
@@ -337,15 +288,31 @@ def _stored(store: Store, name: str, config: InspectConfig) -> SplitInspection:
     return SplitInspection(split.num_bytes, lengths.total, None if unk_id is None else num_unknown, lengths, samples)
 
 
-def _decoded(store: Store, name: str, document: int, num_characters: int) -> str:
-    """Return the beginning of a document as text."""
+def _shown(store: Store, config: InspectConfig) -> Iterator[str]:
+    """Yield the first tokens of chosen documents, as text, with the number of tokens that they have."""
+    begin, end = map(int, str(config.documents).split(":"))
+    for name, split in store.splits.items():
+        for document in range(begin, min(end, split.num_documents)):
+            tokens = _tokens(store, name, document)
+            shown = tokens[: config.tokens]
+            text = store.tokenizer.decode(shown.tolist())
+            yield f"{name} document {document}: first {len(shown):,} of {len(tokens):,} tokens: {text!r}"
+
+
+def _tokens(store: Store, name: str, document: int) -> npt.NDArray[Any]:
+    """Return the tokens of a document, without its BOS."""
     for shard in store.splits[name].shards:
         if document < len(shard.offsets) - 1:
             begin, end = (int(offset) for offset in shard.offsets[document : document + 2])
-            ids = shard.tokens[begin + 1 : min(end, begin + 1 + 4 * num_characters)]  # no character has more bytes
-            return store.tokenizer.decode(ids.tolist())[:num_characters]
+            return shard.tokens[begin + 1 : end]
         document -= len(shard.offsets) - 1
     raise IndexError(document)
+
+
+def _decoded(store: Store, name: str, document: int, num_characters: int) -> str:
+    """Return the beginning of a document as text."""
+    ids = _tokens(store, name, document)[: 4 * num_characters]  # no character has more bytes
+    return store.tokenizer.decode(ids.tolist())[:num_characters]
 
 
 def _rate(split: SplitInspection) -> float | None:
