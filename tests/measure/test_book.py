@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from perjoule.core.phases import RECORDED, STEP
+from perjoule.measure.accounts import _memory_s
 from perjoule.measure.book import build_ledger, read_sensor
 from perjoule.measure.contract import Form, Sensor, Unavailable
 from perjoule.measure.ledger import Ledger
 from perjoule.measure.live import LiveEnergy
+from perjoule.measure.readings import join
 from perjoule.runs.folder import FINISHED, RunFolder, device_event_path, event_path, sample_path
 from perjoule.runs.journal import BEGIN, END, JournalWriter
 from perjoule.runs.sample_writer import SampleWriter
+from perjoule.runs.samples import read_samples
 from perjoule.runs.tables import load_run
 
 MS = 1_000_000
@@ -158,6 +161,29 @@ def test_a_counter_that_stands_still_for_a_while_says_so(folder: Folder) -> None
     writer.close()
     (account,) = folder.ledger().accounts
     assert "the counter stood still for 3.4 s: it may show less than was used" in account.notes
+
+
+def test_a_card_that_reads_too_little_at_idle_lies_within_its_interval_and_at_load_the_gain_decides(
+    tmp_path: Path,
+) -> None:
+    for power_w, truth_w, most_w in ((56.0, 74.9, 76.0), (300.0, 320.0, 324.0)):
+        folder = Folder(tmp_path / f"run{power_w:g}")
+        segment = folder.segment({0: ("a", "GPU-42")}, 1000)
+        folder.samples(segment, "a", [replace(GPU_POWER, offset_w=20.0)], range(500, 3500, 100), power_w)
+        (account,) = folder.ledger().accounts
+        assert truth_w * 2.9e6 <= account.high_uj == pytest.approx(most_w * 2.9e6, rel=1e-3)
+        for bucket in account.buckets:
+            assert bucket.high_uj >= min(truth_w, power_w * 1.08) * bucket.time_ns / 1e3 * 0.999
+
+
+def test_a_power_sensor_whose_window_is_not_known_may_average_over_a_second(folder: Folder) -> None:
+    segment = folder.segment({0: ("a", "GPU-42")}, 1000)
+    folder.samples(segment, "a", [GPU_POWER], range(500, 3500, 100), 80.0)
+    known = read_samples(sample_path(folder.path, segment, "a"))
+    before, after, raw = known.of(0)
+    for window_s, memory_s in ((0.025, 0.225), (None, 1.2), (2.0, 2.2)):
+        series = join(replace(GPU_POWER, window_s=window_s), [(before, after, raw)], 10.0)
+        assert _memory_s(series, 0.1) == pytest.approx(memory_s)
 
 
 def test_segments_of_an_interrupted_run_are_accounts_of_their_own_and_add_up(folder: Folder) -> None:

@@ -23,6 +23,8 @@ from perjoule.measure.sensors import observed_refresh
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 CALIBRATE = "calibrate"
+LONGEST_WINDOW_S = 1.0
+"""The longest window of a power sensor that is documented: the average power of NVIDIA's cards since Ampere."""
 _NUM_BINS, _NUM_POINTS = 300, 1000
 _LEAD_NS = 5_000_000_000
 """A regression begins this long before the first step: the rise of the power shows the sensor's lag."""
@@ -105,13 +107,14 @@ def build_account(
     first_ns, last_ns = min(rank.begin_ns for rank in course.ranks), course.end_ns
     unread_ns = max(int(t_ns[0]) - first_ns, 0) + max(last_ns - int(t_ns[-1]), 0) + int(np.diff(t_ns)[total.lost].sum())
     window_uj, window_steps = _window(course, total)
+    unseen_uj = sensor.offset_w * float(t_ns[-1] - t_ns[0]) / 1e3
     return Account(
         segment=course.segment,
         node=course.node,
         sensor=sensor,
         total_uj=whole_uj,
         low_uj=int((whole_uj + min(foretold_uj, 0)) * low),
-        high_uj=int(np.ceil((whole_uj + max(foretold_uj, 0)) * high)),
+        high_uj=int(np.ceil(max((whole_uj + max(foretold_uj, 0)) * high, whole_uj + unseen_uj))),
         buckets=buckets,
         unread_s=unread_ns / 1e9,
         window_uj=window_uj,
@@ -138,13 +141,19 @@ def observed_refresh_s(series: Series) -> float | None:
 
 
 def _memory_s(series: Series, refresh_s: float | None) -> float:
-    """Return how far back a reading looks: what it waited for, its refresh, its window, and one refresh of lag."""
+    """Return how far back a reading looks: what it waited for, its refresh, its window, and one refresh of lag.
+
+    A power sensor whose window nobody knows may average over as long as any does: taken for a shorter one, its plateaus
+    would be confident and wrong.
+    """
     sensor = series.sensor
     if sensor.modelled:
         return 0.0
     known_s = sensor.resolution_s if refresh_s is None else min(max(refresh_s, sensor.resolution_s), 10.0)
     known_s = sensor.resolution_s if sensor.resolution_s < 0.3 / series.rate_hz else known_s
-    return 2 * known_s + (sensor.window_s or 0.0 if sensor.form == Form.COUNTER else sensor.window_s or known_s)
+    if sensor.form == Form.COUNTER:
+        return 2 * known_s + (sensor.window_s or 0.0)
+    return 2 * known_s + (max(known_s, LONGEST_WINDOW_S) if sensor.window_s is None else sensor.window_s or known_s)
 
 
 def _merge_calibration(spent: Spent) -> Spent:
@@ -177,6 +186,7 @@ def _evidence(
         limit_w=sensor.limit_w,
         modelled=sensor.modelled,
         accuracy=sensor.accuracy,
+        offset_w=sensor.offset_w,
     )
 
 
@@ -316,7 +326,7 @@ def _buckets(
                 time_ns=unknown_ns,
                 energy_uj=unknown_uj,
                 low_uj=int(unknown_uj * low),
-                high_uj=int(np.ceil(unknown_uj * high)),
+                high_uj=int(np.ceil(max(unknown_uj * high, unknown_uj + sensor.offset_w * unknown_ns / 1e3))),
                 idle_uj=None,
                 tier=Tier.MODELLED if sensor.modelled else Tier.DIRECT,
                 why="spans without readings, or behind the last record of a trainer that was killed",

@@ -70,6 +70,7 @@ class Evidence:
         limit_w: power that it cannot exceed; None if it is not known.
         modelled: whether the figure comes from a model.
         accuracy: factors from a reading to the ends of its 95 % interval.
+        offset_w: what the true power may exceed a reading by, where that is more.
     """
 
     states: tuple[str, ...]
@@ -82,6 +83,7 @@ class Evidence:
     limit_w: float | None
     modelled: bool
     accuracy: tuple[float, float]
+    offset_w: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -339,4 +341,8 @@ def _by_processor(
 def _scaled(estimates: Mapping[str, Estimate], evidence: Evidence) -> dict[str, Estimate]:
     """Widen every interval by what the sensor itself may be off."""
     low, high = evidence.accuracy
-    return {state: replace(one, low_j=one.low_j * low, high_j=one.high_j * high) for state, one in estimates.items()}
+    unseen_j = dict(zip(evidence.states, evidence.offset_w * evidence.lasted_s.sum(axis=1), strict=True))
+    return {
+        state: replace(one, low_j=one.low_j * low, high_j=max(one.high_j * high, one.high_j + float(unseen_j[state])))
+        for state, one in estimates.items()
+    }

@@ -64,6 +64,8 @@ class Sensor:
         window_s: length of time that a power reading averages over; None if it is not known.
         wraps_at: value at which a counter starts again from 0; None if it does not.
         accuracy: 95 % of true values lie between a reading times the first and times the second factor.
+        offset_w: what the true power may exceed a reading by at any power, where that is more than the accuracy's
+            factor: parts of a board that the sensor does not see.
         modelled: whether the figure comes from a model and not from a sensor.
         idle_w: power that the domain never falls below, None if it is not known.
         limit_w: power that the domain cannot exceed for longer than a refresh, None if it is not known.
@@ -85,6 +87,7 @@ class Sensor:
     limit_w: float | None = None
     device: str = ""
     model: str = ""
+    offset_w: float = 0.0
 
 
 @runtime_checkable
