@@ -68,7 +68,8 @@ def test_exported_model_writes_what_the_run_writes(kind: str, tiny: Tiny, tmp_pa
     files = export(run, tmp_path / "out")
     assert {path.name for path in files if not path.name.startswith("perjoule_")} == FILES
     assert (tmp_path / "out" / f"perjoule_models_{kind}.py").is_file()
-    assert {oct(path.stat().st_mode) for path in files} == {oct((run / "config.yaml").stat().st_mode)}
+    saved = list((run / CHECKPOINTS).glob("*/*.safetensors"))
+    assert {oct(path.stat().st_mode) for path in (*files, *saved)} == {oct((run / "config.yaml").stat().st_mode)}
     assert all(path.is_file() and path.parent == tmp_path / "out" for path in files)
     model, tokenizer = loaded(tmp_path / "out")
     assert not model.training

@@ -171,8 +171,11 @@ class Checkpointer:
 
 def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write a safetensors file; its writer's own error for a full disk becomes the system's."""
+    path.touch()
+    mode = path.stat().st_mode  # as the umask wants it; the writer lets nobody else read its file
     try:
         save_file(tensors, path, {"format": "pt"})
+        path.chmod(mode)
     except SafetensorError as error:
         raise OSError(f"{path.name}: {error}") from error
 
