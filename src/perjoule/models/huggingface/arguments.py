@@ -37,7 +37,7 @@ def check_arguments(name: str, named: Mapping[str, Any], attentions: bool | None
             f"output_attentions: {name} never forms a matrix of attention; accepted: False, or output_hidden_states"
         )
     for argument, value in named.items():
-        if value is not None and argument not in LOSS_ARGUMENTS | IGNORED_ARGUMENTS:
+        if value is not None and argument not in LOSS_ARGUMENTS and argument not in IGNORED_ARGUMENTS:
             raise ConfigError(
                 f"{name} has no use for the argument {argument}; accepted: those of forward, "
                 f"{', '.join(sorted(LOSS_ARGUMENTS))}"
