@@ -134,6 +134,7 @@ class SyntheticRun:
         )
         self.phase(step, CHECKPOINT, CHECKPOINT_MS)
         path = f"checkpoints/{step:08d}"
+        (self.path / path).mkdir(parents=True, exist_ok=True)
         self.folder.append_event(
             "checkpoint", step=step, path=path, bytes=1000, blocked_s=CHECKPOINT_MS / 1e3, best=best
         )

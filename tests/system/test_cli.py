@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,7 +185,42 @@ def test_shelves_recipes_and_runs_are_listed(
     assert main(["ls", "recipes"]) == 0
     assert re.search(r"^recipes/default\.yaml +The default: ", capsys.readouterr().out, re.MULTILINE)
     assert main(["ls", "runs", str(trained.parent)]) == 0
-    assert capsys.readouterr().out.split() == [str(trained), "finished", "reached", "5", "steps"]
+    heading, line = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["run", "status", "began", "loss", "energy", "time", "why", "it", "ended"]
+    began = r"\d{4}-\d\d-\d\d \d\d:\d\d"
+    assert re.fullmatch(rf"{trained}  finished  {began}  \d\.\d{{4}} +– +[\d.]+ \S*s  reached 5 steps", line)
+
+
+def test_what_cannot_be_read_hides_nothing_of_a_list(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_bytes("# größer\n".encode("latin-1"))
+    os.mkfifo(tmp_path / "b.yaml")
+    (tmp_path / "c.yaml").write_text("# the third\nseed: 1\n", encoding="utf-8")
+    assert main(["ls", "recipes", str(tmp_path)]) == 0
+    lines = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["(cannot be read: not UTF-8)", "(not a file)", "the third"]
+    shutil.copytree(trained, tmp_path / "runs" / "b\x1b[2J\nc")
+    (tmp_path / "runs" / "damaged").mkdir()
+    (tmp_path / "runs" / "damaged" / "manifest.json").write_text("{", encoding="utf-8")
+    assert main(["ls", "runs", str(tmp_path / "runs")]) == 0
+    shown = capsys.readouterr().out
+    assert "b\\x1b[2J c  finished" in shown
+    assert len(shown.splitlines()) == 3
+
+
+def test_a_figure_of_another_format_is_refused_before_anything_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--score", "none.csv", "--figure", "a.png"]) == 2
+    assert capsys.readouterr().err == (
+        "perjoule: cannot draw a.png: figures are SVG; accepted: a name that ends in .svg\n"
+    )
+
+
+def test_a_report_takes_place_and_price_afterwards(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(trained), "carbon.location=FRA", "carbon.price_per_kwh=0.25"]) == 0
+    assert "carbon.location=FRA" in (trained / "report.md").read_text(encoding="utf-8").replace("\\", "")
+    assert main(["report", str(trained), "model.dim=3"]) == 2
+    assert "such as carbon.location=FRA" in capsys.readouterr().err
 
 
 def test_a_folder_without_recipes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,6 +132,8 @@ def estimate(options: argparse.Namespace) -> int:
     """Estimate a recipe or the rest of a run, or score the estimators."""
     from perjoule.estimate.sheets import read_sheets
 
+    if options.figure is not None and options.figure.suffix.lower() != ".svg":
+        raise ConfigError(f"cannot draw {options.figure}: figures are SVG; accepted: a name that ends in .svg")
     devices = read_sheets(options.device_sheet)
     if options.score is not None:
         from perjoule.estimate.score import score, score_unseen
@@ -256,11 +258,11 @@ def ls(options: argparse.Namespace) -> int:
 
 
 def _ls_runs(folder: Path) -> int:
-    """List run folders with how each of them stands."""
-    from perjoule.runs.tables import list_runs
+    """List run folders, oldest first: when, how each of them stands, loss, joules and time."""
+    from perjoule.report.listing import listed_runs
 
-    for run in list_runs(folder):
-        print(f"{run.path!s:<48} {run.status:<12} {run.reason or ''}")
+    for line in listed_runs(folder):
+        print(line)
     return 0
 
 
@@ -270,9 +272,22 @@ def _ls_recipes(folder: Path) -> int:
     if not paths:
         raise ConfigError(f"no recipes (*.yaml) in {folder.resolve()}")
     for path in paths:
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        print(f"{path!s:<32} {first.lstrip('# ') if first.startswith('#') else ''}")
+        print(f"{path!s:<32} {_first_comment(path)}")
     return 0
+
+
+def _first_comment(path: Path) -> str:
+    """Return the first comment line of a recipe, or why it cannot be read."""
+    if not path.is_file():  # a named pipe would wait for somebody who writes
+        return "(not a file)"
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = file.readline(1000).rstrip()
+    except OSError as error:
+        return f"(cannot be read: {error.strerror})"
+    except UnicodeDecodeError:
+        return "(cannot be read: not UTF-8)"
+    return first.lstrip("# ") if first.startswith("#") else ""
 
 
 def report(options: argparse.Namespace) -> int:

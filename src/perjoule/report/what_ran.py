@@ -87,6 +87,7 @@ def blocks(run: Run) -> list[Block]:
     whole.entries.append(Entry("created", moment(run.manifest.get("created"))))
     if run.manifest.get("recipe"):
         whole.add({"recipe": run.manifest["recipe"]})
+    whole.entries.append(Entry("code", *_commit(run.manifest.get("code"))))
     sections = [(name, run.manifest.get(name)) for name in ("model", "data")]
     described = [
         Block(name.capitalize()).add({key: content[key] for key in sorted(content, key=lambda key: key != "kind")})
@@ -94,6 +95,15 @@ def blocks(run: Run) -> list[Block]:
         if isinstance(content, Mapping)
     ]
     return [whole, *described, *(_segment(segment.number, segment.facts) for segment in run.segments)]
+
+
+def _commit(facts: Any) -> tuple[str, bool, str]:
+    """Return the text of a commit, whether one copies it, and the whole of it."""
+    if not isinstance(facts, Mapping) or not facts.get("commit"):
+        reason = facts.get("unavailable") if isinstance(facts, Mapping) else None
+        return f"commit not known: {reason or 'not recorded'}", False, ""
+    whole = str(facts["commit"])
+    return f"commit {whole[:_HASH_SHOWN]}{', with changes' if facts.get('changed') else ''}", True, whole
 
 
 def moment(written: Any) -> str:

@@ -35,6 +35,7 @@ from perjoule.core import file_lock
 from perjoule.core.errors import RunFolderError
 from perjoule.core.file_lock import FileLock
 from perjoule.runs.files import read_json, write_atomically, write_json
+from perjoule.runs.source_code import source_code
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -199,7 +200,7 @@ class RunFolder:
             raise RunFolderError(f"cannot create the run folder {path}: {error.strerror}") from error
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
         manifest = {"schema": SCHEMA_VERSION, "id": path.name, "created": created, "status": RUNNING}
-        manifest |= {"reason": None, **facts, "segments": []}
+        manifest |= {"reason": None, "code": source_code(Path.cwd()), **facts, "segments": []}
         write_atomically(path / CONFIG, config_yaml)
         write_json(path / RESOLVED, resolved)
         write_json(path / MANIFEST, manifest)
