@@ -409,7 +409,7 @@ def test_scores_over_nothing_are_errors(transformer: Trained, monkeypatch: pytes
         HarnessModel(transformer, score_bos=False).loglikelihood_rolling(requests(("",)))
     with monkeypatch.context() as patch:
         patch.setattr(type(transformer.tokenizer), "encode", lambda self, text: [])
-        with pytest.raises(ConfigError, match=r"an answer '☃' without tokens behind 'the'"):
+        with pytest.raises(ConfigError, match=r"an answer '☃' without tokens after 'the'"):
             HarnessModel(transformer).loglikelihood(requests(("the", "☃")))
 
     def divide(*arguments: Any, **named: Any) -> None:
@@ -421,7 +421,7 @@ def test_scores_over_nothing_are_errors(transformer: Trained, monkeypatch: pytes
 
 
 def test_what_cannot_be_scored_is_an_error(transformer: Trained) -> None:
-    with pytest.raises(ConfigError, match=r"an empty answer behind 'the quick'; accepted: at least a character"):
+    with pytest.raises(ConfigError, match=r"an empty answer after 'the quick'; accepted: at least a character"):
         HarnessModel(transformer).loglikelihood(requests(("the quick", "")))
     with pytest.raises(ConfigError, match=r"an answer of \d+ tokens, and the model reads 4 at once"):
         HarnessModel(transformer, max_length=4).loglikelihood(requests(("the", " quick brown fox jumps over lazy")))

@@ -200,7 +200,7 @@ def measure(options: argparse.Namespace) -> int:
     if bool(options.command) == bool(options.pid):
         raise ConfigError("give either a command (perjoule measure -- python script.py) or --pid N")
     if stray := [word for word in options.overrides if "=" not in word]:
-        raise ConfigError(f"{stray[0]!r} is not a key=value; a command stands behind --: perjoule measure -- COMMAND …")
+        raise ConfigError(f"{stray[0]!r} is not a key=value; the command comes after --: perjoule measure -- COMMAND …")
     from perjoule.measure.blocked import blocked_signals
 
     with blocked_signals():  # before a library starts threads, which would be sent the signals instead

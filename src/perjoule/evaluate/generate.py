@@ -76,12 +76,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Completion:
-    """What was written behind a prompt.
+    """What was written after a prompt.
 
     Args:
         prompt: number of the prompt.
         tokens: all that were written, those of a stop text too, but not the end of the document.
-        text: of these, as it goes on behind the prompt, cut before a stop text; empty without a decode function.
+        text: of these, which continues the prompt, cut before a stop text; empty without a decode function.
         finish: why it ended.
         num_prompt: tokens of the prompt, its beginning included.
         seconds: wall time from the beginning of its batch to its last token.
@@ -194,7 +194,7 @@ class _Row:
         self.generator = torch.Generator().manual_seed(derive(config.seed, "generate", number))
         self.finish: Finish | None = None
         self._stream = TextStream(decode, config.stop, prompt) if decode is not None else None
-        # The last token that is written needs no position, because nothing is asked behind it.
+        # The last token that is written needs no position, because nothing is asked after it.
         room = config.max_new_tokens if limit is None else limit + 1 - len(prompt)
         self._most = min(room, config.max_new_tokens)
         self._why: Finish = "context" if room < config.max_new_tokens else "length"

@@ -5,7 +5,7 @@ are too long for the model, are those of the harness's own ``hf`` model on the e
 with a BOS as well: both give the same scores (a test compares them). Two things are done otherwise: equal inputs, as
 those of answers that differ in their last token are, are read once; and text that spells a special token is text.
 
-The rolling likelihood of ``hf`` counts a document's BOS as its first token, behind another BOS, which no model has
+The rolling likelihood of ``hf`` counts a document's BOS as its first token, after another BOS, which no model has
 learned. ``score_bos=False`` counts the document alone, as the loss in training does.
 """
 
@@ -140,14 +140,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         raise ConfigError("this model was trained on plain text and has no chat template; accepted: tasks without one")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Return the tokens of a text, behind a BOS unless ``add_special_tokens`` is False."""
+        """Return the tokens of a text, after a BOS unless ``add_special_tokens`` is False."""
         tokens = self.bpe.encode(string)
         return tokens if add_special_tokens is False else [self.bpe.bos_id, *tokens]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the tokens of a question and of an answer; an answer always has tokens of its own.
 
-        The harness counts the tokens behind those of the question. Where one token spans the end of the question, none
+        The harness counts the tokens after those of the question. Where one token spans the end of the question, none
         may be left, and nothing would be certain; such an answer is read by itself.
         """
         question, answer = super()._encode_pair(context, continuation)
@@ -162,7 +162,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         for context, continuation in (request.args for request in requests):
             if not continuation or not self.bpe.encode(continuation):
                 said = f"an answer {continuation!r} without tokens" if continuation else "an empty answer"
-                raise ConfigError(f"a task has {said} behind {context[-40:]!r}; accepted: at least a character")
+                raise ConfigError(f"a task has {said} after {context[-40:]!r}; accepted: at least a character")
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
 
@@ -287,7 +287,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
 
 def _score(logits: Tensor, continuation: list[int]) -> tuple[float, bool]:
-    """Return the log-likelihood of the tokens behind the last positions, and whether each is the most likely."""
+    """Return the log-likelihood of the tokens after the last positions, and whether each is the most likely."""
     assert continuation, "a sum over nothing is no likelihood"
     rows = logits[-len(continuation) :].float().log_softmax(-1)
     targets = torch.tensor(continuation, device=rows.device)

@@ -300,7 +300,7 @@ class Output:
         return text if not text or text.endswith("\n") else f"{text}\n"
 
     def write(self, before: str, records: Sequence[dict[str, Any]]) -> None:
-        """Write completions behind what stays, whole or not at all.
+        """Write completions after what stays, whole or not at all.
 
         Raises:
             RunFolderError: if the disk is full or the folder cannot be written.

@@ -25,7 +25,7 @@ class Quantity:
         value: in SI, never NaN.
         unit: ``s``, ``tokens/s``, ``B``, ``nats``, ``J``; ``fraction`` of 1; "" for a count or another bare number.
         how: how it was obtained, in words.
-        n: number of observations behind it.
+        n: number of observations that it is from.
         bounds: ends of its 95 % interval; None if it has none.
         provenance: the word that stands beside it wherever it is shown: ``measured``, ``modelled``; "" for a figure
             that needs none.

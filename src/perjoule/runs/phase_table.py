@@ -33,7 +33,7 @@ class PhaseTable:
             are added. ``step`` is the whole iteration.
         cpu_ns: the same for the CPU time of the process, all threads.
         before_ns: phase to nanoseconds recorded before training (step 0).
-        after_ns: phase to nanoseconds recorded behind the end of their step: the evaluation and the checkpoint that
+        after_ns: phase to nanoseconds recorded after the end of their step: the evaluation and the checkpoint that
             close a run. They are no part of ``wall_ns``, as they are no part of the step.
         num_unclosed: begin records without an end: what was under way when the process died. Their time is unknown.
         num_partial_steps: steps with closed phases whose own end is missing. Their time is not in the table.

@@ -100,7 +100,7 @@ class StepTable:
         memory_bytes: memory in use at the end of the step; NaN where it was not read.
         wall_s: seconds of the whole iteration; NaN where the journal has no end of it.
         training_s: the same without evaluations and checkpoints.
-        in_window: whether the step is timed, lies behind the warm-up of its segment and was not thrown away.
+        in_window: whether the step is timed, comes after the warm-up of its segment and was not thrown away.
         superseded: whether a later segment started at or before this step, so that its work was thrown away.
     """
 

@@ -51,7 +51,7 @@ class Segment:
         return self.ranks[min(self.ranks)] if self.ranks else None
 
     def in_window(self, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which step numbers lie behind the warm-up of this segment."""
+        """Return which step numbers come after the warm-up of this segment."""
         warmup, first = int(self.facts.get("warmup_steps") or 0), self.facts.get("first_step")
         if first is None:
             first = int(steps.min()) if len(steps) else 0
@@ -158,7 +158,7 @@ def _missing(path: Path, segments: tuple[Segment, ...], steps: StepTable) -> Ite
     last = max((int(one.facts.get("last_step") or 0) for one in segments), default=0)
     recorded = int(steps.step.max()) if len(steps) else 0
     if recorded < last and any(one.phases is not None for one in segments):
-        yield f"{METRICS} ends at step {recorded}, and the run at step {last}: losses behind it are unknown"
+        yield f"{METRICS} ends at step {recorded}, and the run at step {last}: losses after it are unknown"
     if last and not (path / CHECKPOINTS).is_dir() and segments and "stop" in segments[-1].facts:
         yield f"the folder {CHECKPOINTS} is missing: the model cannot be used or trained on"
     for one in segments:
