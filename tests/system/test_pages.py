@@ -35,8 +35,6 @@ TESTED_ELSEWHERE = {
     "docs/add_a_model.md": "tests/models/test_add_a_model.py",
 }
 """Pages whose blocks are parts of one program, and the test that puts them together."""
-NOT_YET: tuple[str, ...] = ()
-"""Pages that cannot be followed yet; their owners take them out of here."""
 COMMANDS, FILES, READ = ("sh", "console"), ("yaml", "json", "jsonl", "csv"), ("text", "toml")
 SMALL = """# The default, smaller.
 model: {kind: transformer, dim: 32, num_layers: 2}
@@ -150,7 +148,7 @@ def folder(tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in (*TESTED_ELSEWHERE, *NOT_YET) and blocks(page)])
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in TESTED_ELSEWHERE and blocks(page)])
 def test_page_can_be_followed_word_for_word(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for block in blocks(page):
         try:
@@ -160,7 +158,7 @@ def test_page_can_be_followed_word_for_word(page: str, folder: Path, capsys: pyt
             pytest.fail(f"{page}:{block.line}: {error}\n{said.out[-2000:]}\n{said.err[-2000:]}")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in NOT_YET and blocks(page)])
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_blocks_say_what_they_are(page: str) -> None:
     for block in blocks(page):
         place = f"{page}:{block.line}"
