@@ -32,8 +32,8 @@ UNIT_BYTES = 32 << 20
 
 _MANY = 10_000
 """Documents of which one belongs to each split, whatever the fractions, or the splits are meant to be that small."""
-_SHORTEST_CUT = 1000
-"""Characters; a shorter document is not worth cutting."""
+_SHORTEST_CUT = 4000
+"""Characters, about a thousand tokens; a shorter document is not worth cutting."""
 _ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation"}
 _NOT_LIBRARY = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "idle_test", "turtledemo"}
