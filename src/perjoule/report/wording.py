@@ -132,7 +132,7 @@ def figure_rows(summary: Summary) -> list[tuple[str, str, str]]:
 
 def leading_rows(summary: Summary) -> list[tuple[str, str, str]]:
     """Return (name, value, interval or reason) of the five figures that a report begins with."""
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     for name in LEADING:
         figure: Figure = getattr(summary, name)
         beside = f"not available: {figure.reason}" if isinstance(figure, Unavailable) else ""
