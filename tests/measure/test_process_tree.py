@@ -4,35 +4,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 
 import pytest
+from tests.measure.programs import ASLEEP, WORK, Start
 
 from perjoule.measure import process_tree
 from perjoule.measure.process_tree import CpuClocks, ResidentMemory, cpu_time_ns, descendants
-
-WORK = "import time; end = time.process_time() + {}\nwhile time.process_time() < end: pass\nprint('done', flush=True)\n"
-ASLEEP = "import sys; sys.stdin.read()"
-Start = Callable[[str], subprocess.Popen[bytes]]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Start Python programs that end with the test at the latest."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start_(program: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-S", "-c", program]
-        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-        return started[-1]
-
-    yield start_
-    for process in started:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            pipe.close()
 
 
 @pytest.fixture

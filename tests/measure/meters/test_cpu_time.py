@@ -3,47 +3,17 @@
 import csv
 import os
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 from tests.measure.meters.conftest import Build
+from tests.measure.programs import ASLEEP, Start
 
 from perjoule.measure.contract import Form, Meter, Unavailable
 from perjoule.measure.meters import cpu_time
 from perjoule.measure.meters.cpu_time import CpuTimeConfig, physical_cores
-
-WORK = "import time; end = time.process_time() + {}\nwhile time.process_time() < end: pass\nprint('done', flush=True)\n"
-ASLEEP = "import sys; sys.stdin.read()"
-Start = Callable[[str], subprocess.Popen[bytes]]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Start Python programs that end with the test at the latest."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start_(program: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-S", "-c", program]
-        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-        return started[-1]
-
-    yield start_
-    for process in started:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-
-def line(process: subprocess.Popen[bytes]) -> bytes:
-    assert process.stdout is not None
-    return process.stdout.readline()
 
 
 def only(found: tuple[Meter | Unavailable, ...]) -> Meter:
