@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -155,9 +156,9 @@ def test_bfloat16_stays_close_to_float32() -> None:
 def test_number_of_pairs_is_what_the_kernel_is_asked_for(pattern: Pattern, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def count(q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    def count(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         asked.append(q.shape[1] * q.shape[2] * k.shape[2])
-        return attend_with_total(q, k, v, causal, bias)
+        return attend_with_total(q, k, v, *rest)
 
     monkeypatch.setattr(dilated, "attend_with_total", count)
     dilated_attention(*random_heads(3, 30), [pattern])
