@@ -67,7 +67,7 @@ def test_dumped_config_is_a_recipe_of_the_same_config(tmp_path: Path) -> None:
         (["batch.size=7", "batch.accumulation=2"], "batch: size 7 must be a multiple of accumulation 2"),
         (
             ["stop={steps: 9, patience: 2}"],
-            "the recipe: stop.patience counts evaluations: give evaluate.every_steps as well",
+            "the recipe: stop.patience counts evaluations: give evaluate.every_steps or evaluate.every_epochs",
         ),
         (["stop={patience: 2}"], "stop: give at least one of steps, epochs, tokens, seconds, energy, carbon"),
         (

@@ -336,7 +336,7 @@ def test_two_processes_do_not_write_the_same_folder(tmp_path: Path) -> None:
 
 
 def test_full_disk_is_one_line_and_the_next_run_finishes(tmp_path: Path) -> None:
-    rows = [os.urandom(3000).hex() for _ in range(20)]
+    rows = [os.urandom(1500).hex() for _ in range(40)]
     path = write_rows(tmp_path / "a.jsonl", rows)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # as a full disk, but only for this process
@@ -348,7 +348,7 @@ def test_full_disk_is_one_line_and_the_next_run_finishes(tmp_path: Path) -> None
             do(path, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert sum(do(path, tmp_path / "out").documents.values()) == 20
+    assert sum(do(path, tmp_path / "out").documents.values()) == 40
 
 
 def test_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
