@@ -8,6 +8,7 @@ import pytest
 from tests.system.test_torchrun import start
 from tests.system.tiny import Tiny, losses, metrics
 
+from perjoule.measure.contract import Site
 from perjoule.runs.folder import event_path, read_manifest
 from perjoule.runs.journal import BEGIN, read_journal
 from perjoule.runs.samples import read_samples, sample_files
@@ -62,9 +63,9 @@ def test_the_first_rank_of_each_node_looks_after_its_sampler(
 
     places = (Place("a", 1, "GPU-x"), Place("a", 2, "GPU-y"), Place("b", 3, ""), Place("b", 4, ""))
     monkeypatch.setattr(Peers, "places", places)
-    started: list[tuple[str, object, str]] = []
+    started: list[tuple[str, Site, str]] = []
 
-    def start_sampler(path: Path, config: object, site: object, node: str, facts: object) -> str:
+    def start_sampler(path: Path, config: object, site: Site, node: str, facts: object) -> str:
         started.append((path.name, site, node))
         return node
 
