@@ -45,7 +45,7 @@ def test_a_real_process_streams_and_ends_where_the_positions_end(tiny: Tiny, tmp
         (["--prompt", "x", "temprature=1"], "temprature: unknown key: did you mean 'temperature'?", 2),
         (["--prompt", "x", "top_k=4"], "top_k: chooses among draws, and temperature 0 draws nothing", 2),
         (["--prompt", "x", "thinking.steps=4"], "thinking is for models that think (ebt), and Transformer does not", 2),
-        (["--prompts", "none.txt"], "cannot read prompts from none.txt: No such file or directory", 6),
+        (["--prompts", "none.txt"], "cannot read the prompts none.txt: No such file or directory", 6),
         (["--prompt", "x", "checkpoint=77"], "has no checkpoint of step 77; it has: 5", 7),
     ],
 )

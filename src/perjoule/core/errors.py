@@ -89,6 +89,8 @@ class OutOfMemory(PerjouleError):
     exit_code = 9
 
 
+_ALIKE = 3
+"""Letters by which names that are alike may differ in length, where there are very many."""
 _MOST_COMPARISONS = 1_000_000
 _MOST_NAMES = 100
 
@@ -107,6 +109,13 @@ def nearest(name: str, accepted: Iterable[str]) -> str | None:
     if len(within) == 1:
         return within[0]
     if len(plain) * sum(map(len, candidates)) > _MOST_COMPARISONS:  # difflib takes the product, and more
+        # Of thousands of names, those that begin alike and are about as long: a mistake is rarely in the first letter.
+        candidates = {
+            one: name
+            for one, name in candidates.items()
+            if one[:2] == plain[:2] and abs(len(one) - len(plain)) <= _ALIKE
+        }
+    if len(plain) * sum(map(len, candidates)) > _MOST_COMPARISONS:
         return None
     matches = difflib.get_close_matches(plain, candidates, n=1, cutoff=_NEAR)
     return candidates[matches[0]] if matches else None
