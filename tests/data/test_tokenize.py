@@ -391,7 +391,7 @@ def test_format_can_be_read_as_documented(whole: Path) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "token_store.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     names: dict[str, Any] = {}
-    exec(snippet.replace('"STORE"', repr(str(whole))), names)
+    exec(snippet.replace('"store"', repr(str(whole))), names)
     store = open_store(whole)
     assert names["document"].tolist() == store.splits["train"].stream()[-len(names["document"]) :].tolist()
     assert set(re.findall(r"`([a-z_0-9]+)`", guide)) >= set(names["manifest"]), "every key is explained"
