@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 RUNS := runs
 ARGUMENTS :=
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
+# Twice quiet: pip warns of local folders of its configuration that lack a package. Errors are still shown.
+INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint requirements.lock
 
 .PHONY: demo study check format lint types imports test debian peers lock clean
 
@@ -56,12 +57,12 @@ peers: .peers/ready
 
 .peers/ready: requirements-peers.lock
 	$(PYTHON) -m venv .peers
-	.peers/bin/pip install --quiet --disable-pip-version-check --constraint requirements-peers.lock torch
-	.peers/bin/pip install --quiet --disable-pip-version-check --constraint requirements-peers.lock \
+	.peers/bin/pip install -qq --disable-pip-version-check --constraint requirements-peers.lock torch
+	.peers/bin/pip install -qq --disable-pip-version-check --constraint requirements-peers.lock \
 	  transformers accelerate lightning zeus codecarbon datasets datatrove 'dask[distributed]' tiktoken pyarrow \
 	  --editable .
 	# litdata asks for torchvision, which breaks the CPU torch, and torchscale for versions of years ago.
-	.peers/bin/pip install --quiet --disable-pip-version-check --constraint requirements-peers.lock --no-deps \
+	.peers/bin/pip install -qq --disable-pip-version-check --constraint requirements-peers.lock --no-deps \
 	  torchscale litdata boto3 botocore s3transfer jmespath obstore tifffile lightning-utilities
 	touch $@
 
@@ -77,8 +78,8 @@ $(VENV)/dev: $(VENV)/base
 # Take the newest versions that fit pyproject.toml and pin them (docs/decisions/0002-one-lock.md).
 lock:
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
-	$(VENV)/lock/bin/pip install --quiet torch==2.13.0
-	$(VENV)/lock/bin/pip install --quiet --editable '.[dev]'
+	$(VENV)/lock/bin/pip install -qq torch==2.13.0
+	$(VENV)/lock/bin/pip install -qq --editable '.[dev]'
 	{ echo '# Pinned versions of everything, used as constraints by make and CI. Renew with `make lock`.'; \
 	  $(VENV)/lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock
 	rm -rf $(VENV)/lock

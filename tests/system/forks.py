@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -66,7 +66,7 @@ class Process:
         return Ended(self._code, self._read("out"), self._read("err"))
 
     def _read(self, name: str) -> str:
-        return (self._folder / name).read_text(encoding="utf-8")
+        return (self._folder / name).read_text(encoding="utf-8", errors="backslashreplace")
 
 
 class Forks:
@@ -84,16 +84,32 @@ class Forks:
             assert self._server.stdin is not None
             self._server.stdin.close()
 
-    def start(self, arguments: Sequence[str], folder: Path, largest_file_bytes: int | None = None) -> Process:
+    def start(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        largest_file_bytes: int | None = None,
+        *,
+        environment: Mapping[str, str | None] | None = None,
+        working_folder: Path | None = None,
+    ) -> Process:
         """Start ``perjoule`` with arguments.
 
         Args:
             arguments: of the command line.
             folder: takes what it prints, in ``out`` and ``err``.
             largest_file_bytes: writing beyond fails as on a full disk.
+            environment: variables to set, or to remove (None).
+            working_folder: None: that of the tests.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        pid = self._ask(arguments=list(arguments), folder=str(folder), largest_file_bytes=largest_file_bytes)
+        pid = self._ask(
+            arguments=list(arguments),
+            folder=str(folder),
+            largest_file_bytes=largest_file_bytes,
+            environment=dict(environment or {}),
+            working_folder=None if working_folder is None else str(working_folder),
+        )
         return Process(self._ask, int(pid), folder)
 
     def _ask(self, **question: Any) -> Any:
@@ -126,9 +142,23 @@ def _serve() -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _become(arguments: list[str], folder: str, largest_file_bytes: int | None) -> int:
+def _become(
+    arguments: list[str],
+    folder: str,
+    largest_file_bytes: int | None,
+    environment: dict[str, str | None],
+    working_folder: str | None,
+) -> int:
     """Be the command, in the forked process."""
     from perjoule.cli import main
+
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if working_folder is not None:
+        os.chdir(working_folder)
 
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
