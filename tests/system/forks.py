@@ -123,6 +123,7 @@ class Forks:
 def _serve() -> None:
     """Answer questions until there are no more: start a command and return its pid, or tell how one ended."""
     import perjoule.data.sets.text
+    import perjoule.export
     import perjoule.models.transformer
     import perjoule.train.run  # noqa: F401
 
