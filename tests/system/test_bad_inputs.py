@@ -10,8 +10,10 @@ from tests.system.bad_inputs import Case, cases
 from tests.system.forks import Forks
 from tests.system.tiny import Tiny, run_of, write_corpus
 
+from perjoule.cli import INTERNAL_ERROR
+
 CASES = cases()
-DOCUMENTED = {1, 2, 3, 4, 5, 6, 7, 8}
+DOCUMENTED = {1, 2, 3, 4, 5, 6, 7, 8, 9}
 LIMIT_S = 10.0
 GROUP = 40
 
@@ -54,6 +56,8 @@ def _fault(case: Case, forks: Forks, here: Path, corpus: Path, trained: Path) ->
         return f"traceback: {ended.err[-1500:]}"
     if ended.code < 0:
         return f"ended by signal {-ended.code}: {ended.err[-500:]}"
+    if ended.code == INTERNAL_ERROR:
+        return f"not foreseen: {ended.err[-500:]}"
     if took_s > LIMIT_S:
         return f"took {took_s:.0f} s"
     if "\x1b" in ended.out + ended.err:
