@@ -8,7 +8,7 @@ DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 # Twice quiet: pip warns of local folders of its configuration that lack a package. Errors are still shown.
 INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: demo study check format lint types imports test debian peers lock clean
+.PHONY: demo study check format lint types imports test debian peers foreign lock clean
 
 demo: $(VENV)/base
 	$(BIN)/perjoule train recipes/default.yaml name=$(DEMO) runs=$(RUNS) $(ARGUMENTS)
@@ -59,12 +59,17 @@ peers: .peers/ready
 	$(PYTHON) -m venv .peers
 	.peers/bin/pip install -qq --disable-pip-version-check --constraint requirements-peers.lock torch
 	.peers/bin/pip install -qq --disable-pip-version-check --constraint requirements-peers.lock \
-	  transformers accelerate lightning zeus codecarbon datasets datatrove 'dask[distributed]' tiktoken pyarrow \
+	  transformers accelerate lightning zeus 'codecarbon[carbonboard]' datasets datatrove 'dask[distributed]' tiktoken \
+	  pyarrow peft parameterized pytest \
 	  --editable .
 	# litdata asks for torchvision, which breaks the CPU torch, and torchscale for versions of years ago.
 	.peers/bin/pip install -qq --disable-pip-version-check --constraint requirements-peers.lock --no-deps \
-	  torchscale litdata boto3 botocore s3transfer jmespath obstore tifffile lightning-utilities
+	  torchao torchscale litdata boto3 botocore s3transfer jmespath obstore tifffile lightning-utilities
 	touch $@
+
+# transformers' own tests over our four classes. TRANSFORMERS: a checkout of its repository, with tests/.
+foreign: .peers/ready
+	.peers/bin/python tests/foreign/transformers_suites.py $(TRANSFORMERS)
 
 $(VENV)/base: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
