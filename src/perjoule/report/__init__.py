@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 
 def build(
-    runs: Sequence[Path],
-    output: Path | None = None,
-    console: Console | None = None,
-    carbon: Sequence[str] = (),
+    runs: Sequence[Path], output: Path | None = None, console: Console | None = None, carbon: Sequence[str] = ()
 ) -> tuple[Path, ...]:
     """Write the report of one run or the comparison of several as HTML, Markdown and tables of energy, and print it.
 
@@ -68,8 +65,8 @@ def build(
     written: tuple[Path, ...] = ()
     if target is not None:  # before anything is printed, which may fail
         beside = target.with_name(REPORT_MARKDOWN) if output is None else target.with_suffix(".md")
-        write_atomically(target, printable(html))
-        write_atomically(beside, printable(text))
+        for path, content in ((target, html), (beside, text)):
+            write_atomically(path, printable(content))
         written = target, beside, *(write_emissions(loaded[0], ledgers[0]) if output is None else ())
     if len(loaded) == 1:
         terminal.print_run(console, loaded[0], summaries[0])

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -19,6 +20,19 @@ IGNORED_ARGUMENTS = frozenset(
 )
 LANGUAGE_TASKS = frozenset({"CAUSAL_LM", "FEATURE_EXTRACTION"})
 """PEFT's task types of which a language model's labels are right."""
+
+
+def check_gradients(name: str, takes_gradients: bool) -> None:
+    """Refuse ``torch.inference_mode()`` for a model whose evaluation takes gradients.
+
+    Raises:
+        ConfigError: if it does, under that mode.
+    """
+    if takes_gradients and torch.is_inference_mode_enabled():
+        raise ConfigError(
+            f"{name} takes a gradient in every forward pass, which torch.inference_mode() forbids; "
+            "accepted: torch.no_grad()"
+        )
 
 
 def check_arguments(name: str, named: Mapping[str, Any], attentions: bool | None) -> None:

@@ -29,6 +29,7 @@ from perjoule.models.contract import Output
 from perjoule.models.huggingface.arguments import (
     check_arguments,
     check_generation,
+    check_gradients,
     check_labels,
     kept_logits,
     tokens_of,
@@ -102,26 +103,20 @@ class PerjouleForCausalLM(PerjoulePreTrainedModel):  # type: ignore[no-untyped-c
             labels: the tokens of ``input_ids`` that count, -100 for the others.
             use_cache: return ``past_key_values``.
             output_attentions: refused, because no model forms them.
-            output_hidden_states: return the residual stream in front of each block and behind the last norm; that of an
-                EBT's last candidates. None is the configuration's.
-            return_dict: return a ``ModelOutput`` instead of a tuple; None is the configuration's.
+            output_hidden_states: return the residual stream (EBT: the last candidates') before each block and at the end.
+            return_dict: return a ``ModelOutput`` instead of a tuple; None is the configuration's, as above.
             logits_to_keep: the last columns whose logits are returned, or these columns; 0 is all.
-            named: ``num_items_in_batch``, by which the summed loss is divided, if not by the number of judged tokens;
-                ``shift_labels``, labels that are shifted already. What else transformers, a collator or a tokenizer
-                may send, and means nothing here, is ignored.
+            named: ``num_items_in_batch``, which divides the summed loss in place of the number of judged tokens;
+                ``shift_labels``, labels that are shifted already. What else transformers may send is ignored.
 
         Raises:
-            ConfigError: if the model has no position for a token; if positions, the mask or labels are not those of a
-                text; if there are labels beside ``past_key_values``, or that is another library's cache; if an
-                argument is unknown; under ``torch.inference_mode()`` if evaluation itself takes gradients.
+            ConfigError: if positions, the mask or labels are not those of a text, or there are more than the model
+                has positions; if ``past_key_values`` comes with labels or from another library; if an argument is
+                unknown; under ``torch.inference_mode()`` if evaluation itself takes gradients.
         """
-        name = type(self).__name__
-        if self.takes_gradients and torch.is_inference_mode_enabled():
-            raise ConfigError(
-                f"{name} takes a gradient in every forward pass, which torch.inference_mode() forbids; "
-                "accepted: torch.no_grad()"
-            )
-        check_arguments(name, named, self.config.output_attentions if output_attentions is None else output_attentions)
+        check_gradients(type(self).__name__, self.takes_gradients)
+        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        check_arguments(type(self).__name__, named, attentions)
         tokens = tokens_of(input_ids, inputs_embeds)
         wanted = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
         if past_key_values is not None:
@@ -129,21 +124,24 @@ class PerjouleForCausalLM(PerjoulePreTrainedModel):  # type: ignore[no-untyped-c
         else:
             rows = Rows.of(attention_mask, *tokens.shape[:2])
             documents = None if position_ids is None else documents_of(position_ids, len(tokens), rows)
-            last_only = isinstance(logits_to_keep, int) and logits_to_keep == 1
             targets = self._targets(tokens, rows, labels, named)
             if use_cache and documents is not None:
                 raise ConfigError("there is no cache of several documents; accepted: use_cache=False")
-            if use_cache and last_only and targets is None and not wanted and not torch.is_grad_enabled():
-                next_logits, cache = self._read(tokens, rows)
-                output = CausalLMOutputWithPast(logits=next_logits[:, None], past_key_values=cache)  # type: ignore[arg-type]
+            needs_all = wanted or targets is not None or torch.is_grad_enabled()
+            if use_cache and not needs_all and isinstance(logits_to_keep, int) and logits_to_keep == 1:
+                output = self._prefill(tokens, rows)
             else:
                 output = self._whole(tokens, rows, documents, targets, wanted)
                 output.loss = divided(output.loss, targets, named.get("num_items_in_batch"))
                 if use_cache:
                     output.past_key_values = self._read(tokens, rows)[1]  # type: ignore[assignment]
         output.logits = kept_logits(output.logits, logits_to_keep)
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _prefill(self, tokens: Tensor, rows: Rows | None) -> CausalLMOutputWithPast:
+        """Read a prompt in one pass: its cache, and the logits of the last token only."""
+        next_logits, cache = self._read(tokens, rows)
+        return CausalLMOutputWithPast(logits=next_logits[:, None], past_key_values=cache)  # type: ignore[arg-type]
 
     def _targets(
         self, tokens: Tensor, rows: Rows | None, labels: Tensor | None, named: Mapping[str, Any]
