@@ -103,7 +103,7 @@ class PerjouleForCausalLM(PerjoulePreTrainedModel):  # type: ignore[no-untyped-c
             labels: the tokens of ``input_ids`` that count, -100 for the others.
             use_cache: return ``past_key_values``.
             output_attentions: refused, because no model forms them.
-            output_hidden_states: return the residual stream (EBT: the last candidates') before each block and at the end.
+            output_hidden_states: return the residual stream (EBT: of its last candidates) around each block.
             return_dict: return a ``ModelOutput`` instead of a tuple; None is the configuration's, as above.
             logits_to_keep: the last columns whose logits are returned, or these columns; 0 is all.
             named: ``num_items_in_batch``, which divides the summed loss in place of the number of judged tokens;
