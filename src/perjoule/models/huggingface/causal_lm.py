@@ -129,7 +129,7 @@ class PerjouleForCausalLM(PerjoulePreTrainedModel):  # type: ignore[no-untyped-c
                 raise ConfigError("there is no cache of several documents; accepted: use_cache=False")
             needs_all = wanted or targets is not None or torch.is_grad_enabled()
             if use_cache and not needs_all and isinstance(logits_to_keep, int) and logits_to_keep == 1:
-                output = self._prefill(tokens, rows)
+                output = self._read_prompt(tokens, rows)
             else:
                 output = self._whole(tokens, rows, documents, targets, wanted)
                 output.loss = divided(output.loss, targets, named.get("num_items_in_batch"))
@@ -138,7 +138,7 @@ class PerjouleForCausalLM(PerjoulePreTrainedModel):  # type: ignore[no-untyped-c
         output.logits = kept_logits(output.logits, logits_to_keep)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
-    def _prefill(self, tokens: Tensor, rows: Rows | None) -> CausalLMOutputWithPast:
+    def _read_prompt(self, tokens: Tensor, rows: Rows | None) -> CausalLMOutputWithPast:
         """Read a prompt in one pass: its cache, and the logits of the last token only."""
         next_logits, cache = self._read(tokens, rows)
         return CausalLMOutputWithPast(logits=next_logits[:, None], past_key_values=cache)  # type: ignore[arg-type]
