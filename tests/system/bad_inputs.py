@@ -248,9 +248,8 @@ def _places() -> Iterator[Case]:
         yield Case(f"split into {where}", ["data", "split", "@CORPUS", where])
         yield Case(f"export into {where}", ["export", "@RUN", where])
         yield Case(
-            f"tokenizer into {where}",
-            ["data", "tokenizer", "@CORPUS", f"{where}/manifest.json", "vocab_size=300"],
-            refused=False,
+            f"tokenizer onto a file of {where}",
+            ["data", "tokenizer", "@CORPUS", f"{where}/{name}", "vocab_size=300"],
         )
     yield Case(
         "the same name",
