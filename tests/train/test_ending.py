@@ -1,5 +1,6 @@
 """When a run ends, when it evaluates, and what it keeps."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -146,7 +147,7 @@ def test_the_evaluation_at_the_end_makes_the_last_checkpoint_the_best(tiny: Tiny
 def test_the_best_is_marked_only_once_its_checkpoint_is_written(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     marked = []
 
-    def mark(folder: Path, step: int, loss: float) -> None:
+    def mark(folder: Path, step: int, value: float, ranked_by: str) -> None:
         marked.append((step, (folder / f"{step:08d}").is_dir()))
 
     monkeypatch.setattr("perjoule.runs.checkpoints.mark_best", mark)
@@ -163,6 +164,46 @@ def test_several_of_the_best_are_kept(tiny: Tiny) -> None:
     evaluated = sorted((line["loss"], line["step"]) for line in metrics(run, "evaluate"))
     kept = sorted(int(path.name) for path in (run / CHECKPOINTS).iterdir() if path.is_dir())
     assert kept == sorted({*[step for _, step in evaluated[:3]], 12})
+
+
+def _means(run: Path, name: str, edges: list[int]) -> dict[int, float]:
+    """Return the mean of a step's field from one edge to the next, by the step at its end."""
+    values = [line[name] for line in metrics(run, "step")]
+    return {end: sum(values[begin:end]) / (end - begin) for begin, end in itertools.pairwise([0, *edges])}
+
+
+@pytest.mark.parametrize(
+    ("monitor", "name", "direction"),
+    [("training_loss", "loss", "lowest"), ("grad_norm", "grad_norm", "highest"), ("training_loss", "loss", "highest")],
+)
+def test_the_best_checkpoints_are_ranked_by_what_is_monitored(
+    tiny: Tiny, monitor: str, name: str, direction: str
+) -> None:
+    wanted = (f"checkpoint.monitor={monitor}", f"checkpoint.direction={direction}", "checkpoint.top=2")
+    common = ("evaluate.every_steps=3", "optimizer.lr=0.5", "checkpoint.keep=1", *wanted)
+    run = run_of(tiny.train("stop.steps=14", *common))
+    means = _means(run, name, [3, 6, 9, 12, 14])
+    ranked = sorted(means, key=lambda step: means[step], reverse=direction == "highest")
+    kept = sorted(int(path.name) for path in (run / CHECKPOINTS).iterdir() if path.is_dir())
+    assert kept == sorted({*ranked[:2], 14})
+    best = json.loads((run / CHECKPOINTS / "best.json").read_text(encoding="utf-8"))
+    assert best == {
+        "step": ranked[0],
+        "value": pytest.approx(means[ranked[0]], rel=1e-12),
+        "ranked_by": f"{direction} {monitor}",
+    }
+
+
+def test_what_is_monitored_may_change_when_a_run_goes_on(tiny: Tiny) -> None:
+    run = run_of(tiny.train("stop.steps=4", "evaluate.every_steps=2", "checkpoint.keep=9"))
+    resume(run, "stop.steps=8", "checkpoint.monitor=training_loss", "evaluate.every_steps=2", "checkpoint.keep=9")
+    best = json.loads((run / CHECKPOINTS / "best.json").read_text(encoding="utf-8"))
+    assert best["ranked_by"] == "lowest training_loss" and best["step"] in {6, 8}, "what came before was not ranked so"
+
+
+def test_what_is_not_logged_cannot_be_monitored(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"checkpoint\.monitor.*grad_norm, held_out_loss, training_loss"):
+        tiny.train("checkpoint.monitor=accuracy")
 
 
 def test_a_checkpoint_written_after_damaged_ones_is_kept(tiny: Tiny) -> None:

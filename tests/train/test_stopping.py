@@ -98,7 +98,8 @@ def test_the_lowest_losses_are_remembered_and_come_back_from_a_checkpoint() -> N
     progress = Progress()
     among = []
     for progress.step, loss in enumerate([5.0, 4.0, 4.5, 6.0], 1):
-        progress.saw_held_out_loss(loss, keep=2)
+        progress.saw_held_out_loss(loss)
+        progress.rank(loss, keep=2)
         among.append(progress.is_among_the_best)
     assert among == [True, True, True, False]
     assert progress.top == ((4.0, 2), (4.5, 3))

@@ -8,7 +8,7 @@
         training.safetensors    optimizer state and random states
         state.json              progress, versions, what the run was
         SHA256SUMS              as `sha256sum -c` reads it; written last
-      best.json                 {"step": 150, "loss": 4.21}
+      best.json                 {"step": 150, "loss": 4.21}, or what else checkpoints are ranked by
 
 A checkpoint is written under a temporary name and renamed when all of it is on the disk. One whose sums do not fit is
 damaged, and the one before it is taken.
@@ -34,6 +34,8 @@ MODEL, TRAINING, STATE, SUMS, BEST = (
     "SHA256SUMS",
     "best.json",
 )
+BY_LOSS = "lowest held_out_loss"
+"""What checkpoints are ranked by, unless a recipe asks for something else."""
 
 
 def publish(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
@@ -138,21 +140,23 @@ def listed_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.is_dir() and path.name.isdigit())
 
 
-def mark_best(folder: Path, step: int, loss: float) -> None:
-    """Note which checkpoint, which is on the disk, had the lowest held-out loss."""
-    write_json(folder / BEST, {"step": step, "loss": loss})
+def mark_best(folder: Path, step: int, value: float, ranked_by: str = BY_LOSS) -> None:
+    """Note which checkpoint, which is on the disk, is the best, and its value of what checkpoints are ranked by."""
+    figure = {"loss": value} if ranked_by == BY_LOSS else {"value": value, "ranked_by": ranked_by}
+    write_json(folder / BEST, {"step": step, **figure})
 
 
-def remark_best(folder: Path, step: int | None, loss: float | None) -> None:
+def remark_best(folder: Path, step: int | None, value: float | None, ranked_by: str = BY_LOSS) -> None:
     """Note the best checkpoint of a run that goes on, or take back a note that stems from steps that were thrown away.
 
     Args:
         folder: the run's ``checkpoints`` folder.
-        step: of the lowest held-out loss, as the run knows it; None if it knows none.
-        loss: that loss.
+        step: of the best, as the run knows it; None if it knows none.
+        value: its value of what checkpoints are ranked by.
+        ranked_by: what that is, such as ``lowest held_out_loss``.
     """
-    if step is not None and loss is not None and (folder / f"{step:08d}").is_dir():
-        mark_best(folder, step, loss)
+    if step is not None and value is not None and (folder / f"{step:08d}").is_dir():
+        mark_best(folder, step, value, ranked_by)
     else:
         (folder / BEST).unlink(missing_ok=True)
 

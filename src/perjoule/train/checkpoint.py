@@ -142,8 +142,8 @@ class Checkpointer:
 
     def _note_best(self, progress: Progress) -> None:
         """Mark the best checkpoint, which is on the disk, and delete those that are kept no longer."""
-        if progress.best_step == progress.step and progress.best_loss is not None:
-            checkpoints.mark_best(self.folder, progress.step, progress.best_loss)
+        if progress.top and progress.top[0][1] == progress.step:
+            checkpoints.mark_best(self.folder, progress.step, progress.top[0][0], progress.ranked_by)
         checkpoints.prune(self.folder, self.keep, [step for _, step in progress.top], progress.step)
 
     def wait(self) -> None:

@@ -90,9 +90,15 @@ class CheckpointConfig(Config):
     keep: PositiveInt = 2
     """How many of the newest are kept; the best ones are kept besides."""
     top: PositiveInt = 1
-    """How many of those with the lowest held-out loss are kept."""
+    """How many of the best by ``monitor`` are kept."""
     best: bool = True
-    """Also save whenever an evaluation finds one of the ``top`` lowest held-out losses so far."""
+    """Also save whenever an evaluation finds one of the ``top`` best states so far."""
+    monitor: Literal["held_out_loss", "training_loss", "grad_norm"] = "held_out_loss"
+    """What the best checkpoints are ranked by: the loss of the split ``evaluate.split``, or the mean of the training
+    loss or gradient norm over the steps since the evaluation before. Looked at when it is time to evaluate;
+    ``stop.patience`` looks at the held-out loss always."""
+    direction: Literal["lowest", "highest"] = "lowest"
+    """Which values of ``monitor`` are the best."""
     asynchronous: bool = True
     """Copy to memory, then write while training goes on."""
 
@@ -126,7 +132,8 @@ class BackendConfig(Config):
     preset: str | None = None
     """``auto`` (the defaults) or ``plain`` (what PyTorch does when nothing is set)."""
     precision: Literal["auto", "float32", "bf16-autocast", "bf16"] = "auto"
-    """``bf16`` keeps weights, gradients and optimizer in bf16: updates below 0.4 % of a weight are lost."""
+    """``bf16`` keeps weights, gradients and optimizer in bf16: updates below 0.4 % of a weight are lost. There is no
+    fp16: without a gradient scaler, which this loop has not, its small gradients become 0."""
     matmul: Literal["auto", "highest", "high", "medium"] = "auto"
     """The path of float32 products: the vendor's BLAS, or oneDNN (``medium`` rounds to bf16 on a CPU with AMX); on GPUs
     ``high`` is TF32. ``auto`` never takes ``high``."""

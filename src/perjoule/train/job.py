@@ -37,6 +37,10 @@ class StepRecord(NamedTuple):
         """Return whether loss and gradient are finite."""
         return math.isfinite(self.loss + self.grad_norm)
 
+    def as_json(self) -> dict[str, float | None]:
+        """Return the fields with null where a number is not finite, which JSON cannot say."""
+        return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
+
 
 @dataclass(frozen=True)
 class Ending:

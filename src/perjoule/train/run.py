@@ -239,6 +239,9 @@ class _Assembly:
             config, path, run, ranks, self.console, backend, module, optimizer, stream, held_out, progress, costs
         )
         session.last_saved = progress.step or -1
+        if self.resume is not None and ranks.leads:
+            value, step = progress.top[0] if progress.top else (None, None)
+            checkpoints.remark_best(path / folder.CHECKPOINTS, step, value, progress.ranked_by)
         session.open()
         try:
             goal = replace(goal, budgets=session.meter().budgets(config.stop, ranks), costs=costs)
@@ -326,8 +329,6 @@ class _Assembly:
             self.console.line("no checkpoint yet: training starts again at step 1")
             return Progress()
         progress, same_random_states = restore(newest, module, optimizer, self.ranks.rank)
-        if self.ranks.leads:
-            checkpoints.remark_best(saved, progress.best_step, progress.best_loss)
         if self.config.schedule.follows_the_end and "stop" in changed_sections(self.resume, self.resolved):
             self.console.line(
                 "stop has changed and schedule.horizon_steps is not set: the learning rate takes a new curve"

@@ -43,6 +43,7 @@ from perjoule.train.job import StepRecord
 from perjoule.train.left import Left
 from perjoule.train.memory import MemoryReading
 from perjoule.train.metering import Metering, Place
+from perjoule.train.ranking import Ranking
 from perjoule.train.stopping import GivenUp, Goal, Progress, ending_of, until
 from perjoule.train.stream import Stream
 
@@ -93,6 +94,7 @@ class Session:
         self.asked_to_stop: Callable[[], bool] = lambda: False
         self._unsaved_evaluation = False
         section = self.config.checkpoint
+        self.ranking = Ranking(section, self.progress)
         self.checkpointer = Checkpointer(
             self.path / folder.CHECKPOINTS, self.module, self.optimizer, section.keep, section.asynchronous, self._saved
         )
@@ -220,11 +222,12 @@ class Session:
                     f'{{"kind":"step","segment":{segment},"step":{step},"loss":{loss!r},"grad_norm":{norm!r},"lr":{lr!r},'
                     f'"samples":{samples},"tokens":{tokens},"useful":{useful},"memory_bytes":{memory.json()}}}'
                     if record.finite
-                    else json.dumps({"kind": "step", "segment": segment, **_without_infinities(record)})
+                    else json.dumps({"kind": "step", "segment": segment, **record.as_json()})
                 )
             if left is not None:
                 left.step()
             console.step(record, goal.fraction(progress), describe)
+            self.ranking.step(record)
             if take_loss is not None:
                 take_loss(record.loss)
             if watch is not None:
@@ -275,18 +278,16 @@ class Session:
         restore_random_state(state)
 
     def evaluate(self) -> bool:
-        """Measure the held-out loss and take note of it; return whether its state shall be saved as the best."""
+        """Measure the held-out loss and take note of it; return whether its state shall be saved as one of the best."""
         if self.held_out is None:
-            return False
+            return self.ranking.is_of_steps and self._rank(math.nan)
         section, progress, begun = self.config.evaluate, self.progress, time.perf_counter()
         try:
             result = self.measure_held_out()
         except GivenUp:
             self.console.line(f"step {progress.step}: {section.split} loss: not measured: asked to stop")
             return False
-        self.last_loss, self.last_evaluated = result.loss, progress.step
-        best = progress.saw_held_out_loss(result.loss, self.config.checkpoint.top)
-        self._unsaved_evaluation = True
+        self.last_loss, best = result.loss, progress.saw_held_out_loss(result.loss)
         if self.folder is not None:
             self.folder.append_event(
                 "evaluate",
@@ -301,7 +302,12 @@ class Session:
             self.left.evaluated(time.perf_counter() - begun, result.loss)
         mark = " (best so far)" if best else ""
         self.console.line(f"step {progress.step}: {section.split} loss {result.loss:.4f}{mark}")
-        return progress.is_among_the_best and self.config.checkpoint.best
+        return self._rank(result.loss)
+
+    def _rank(self, held_out_loss: float) -> bool:
+        """Rank the present state; return whether it shall be saved as one of the best."""
+        self._unsaved_evaluation, self.last_evaluated = True, self.progress.step
+        return self.ranking.evaluated(held_out_loss) and self.config.checkpoint.best
 
     def save(self) -> None:
         """Write a checkpoint, or what an evaluation of the same step has found since it was written."""
@@ -339,7 +345,8 @@ class Session:
     def end(self, recorder: Recorder, status: str, reason: str, goal: Goal) -> None:
         """Evaluate once more unless asked to stop, save the last state, stop metering, write how the segment ended."""
         progress, costs, begun = self.progress, self.costs, time.perf_counter()
-        if self.held_out is not None and status == folder.FINISHED and self.last_evaluated != progress.step:
+        measures = self.held_out is not None or self.ranking.is_of_steps
+        if measures and status == folder.FINISHED and self.last_evaluated != progress.step:
             room = self.ranks.from_leader(goal.has_room(progress, costs.evaluation_s + costs.checkpoint_s))
             if room:
                 with recorder.phase(phases.EVALUATE):
@@ -391,8 +398,3 @@ class Session:
             bridge.end()
         except PerjouleError as second:
             self.console.line(str(second))
-
-
-def _without_infinities(record: StepRecord) -> dict[str, float | None]:
-    """Return a record's fields with null where a number is not finite, which JSON cannot say."""
-    return {name: value if math.isfinite(value) else None for name, value in record._asdict().items()}

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from perjoule.core.errors import ConfigError, PerjouleError
-from perjoule.runs import folder
+from perjoule.runs import checkpoints, folder
 from perjoule.train.budget import Budget
 from perjoule.train.config import StopConfig
 
@@ -36,7 +36,9 @@ class Progress:
         seconds: time spent in steps, over all segments.
         best_loss: lowest held-out loss so far, with ``best_step``.
         stale_evaluations: evaluations since then.
-        top: the lowest held-out losses with their steps, whose checkpoints are kept; lowest first.
+        top: the best values of what checkpoints are ranked by with their steps, whose checkpoints are kept; best first.
+        ranked_by: what that is: a direction and ``checkpoint.monitor``.
+        monitored_sum: of what is ranked by, over ``monitored_steps`` since the last evaluation; 0 for held-out losses.
     """
 
     step: int = 0
@@ -48,6 +50,9 @@ class Progress:
     best_step: int | None = None
     stale_evaluations: int = 0
     top: tuple[tuple[float, int], ...] = ()
+    ranked_by: str = checkpoints.BY_LOSS
+    monitored_sum: float = 0.0
+    monitored_steps: int = 0
 
     @classmethod
     def revive(cls, plain: Mapping[str, Any]) -> Progress:
@@ -58,20 +63,27 @@ class Progress:
 
     @property
     def is_among_the_best(self) -> bool:
-        """Return whether the loss of the present step is one of the lowest."""
+        """Return whether the present step is one of the best."""
         return any(step == self.step for _, step in self.top)
 
-    def saw_held_out_loss(self, loss: float, keep: int = 1) -> bool:
-        """Take note of an evaluation; return whether it is the best so far.
+    def rank(self, value: float, keep: int, direction: str = "lowest") -> None:
+        """Rank the present step.
 
         Args:
-            loss: nats per position.
-            keep: how many of the lowest losses to remember.
+            value: of what checkpoints are ranked by; never among the best if it is not finite.
+            keep: how many of the best to remember.
+            direction: ``lowest`` or ``highest``; of equal values the earlier is the better.
         """
+        if math.isfinite(value):
+            sign = -1 if direction == "highest" else 1
+            ranked = sorted((*self.top, (value, self.step)), key=lambda pair: (sign * pair[0], pair[1]))
+            self.top = tuple(ranked[:keep])
+
+    def saw_held_out_loss(self, loss: float) -> bool:
+        """Take note of an evaluation; return whether its loss, in nats per position, is the lowest so far."""
         if not math.isfinite(loss):
             self.stale_evaluations += 1
             return False
-        self.top = tuple(sorted((*self.top, (loss, self.step)))[:keep])
         if self.best_loss is None or loss < self.best_loss:
             self.best_loss, self.best_step, self.stale_evaluations = loss, self.step, 0
             return True
