@@ -105,6 +105,14 @@ def test_dumped_config_is_a_recipe_of_the_same_config(tmp_path: Path) -> None:
         (["name=../x"], "name: must be letters, digits, '.', '_' and '-', a letter or digit first, not '../x'"),
         (["optimizer.lr=0"], "optimizer.lr: must be greater than 0, not 0"),
         (["optimizer.kind=adam"], "optimizer.kind: 'adam' is not accepted: did you mean 'adamw'? (accepted: adamw)"),
+        *(
+            (
+                [f"backend.precision={asked}"],
+                f"backend.precision: must be auto, float32, bf16-autocast or bf16, not {shown}: fp16 needs a gradient "
+                "scaler, and there is none; bf16-autocast needs none",
+            )
+            for asked, shown in (("fp16", "'fp16'"), ("float16", "'float16'"), ("fp16-autocast", "'fp16-autocast'"))
+        ),
         (["batch.workers=65"], "batch.workers: must be less than or equal to 64, not 65"),
         (["backend.threads=0"], "backend.threads: must be 'auto' or 'torch' or must be greater than 0, not 0"),
         (["evaluate.batches=-20"], "evaluate.batches: must be greater than 0, not -20"),

@@ -1,5 +1,6 @@
 """How the arithmetic is chosen on machines that are not here, and that a given value is never overridden."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -223,7 +224,7 @@ def test_the_peak_is_that_of_the_precision_or_says_why_there_is_none(profile: Ma
     assert backend_of().peak(profile) == reason
     threads = torch.get_num_threads()
     rates = {name: {"flops": rate.flops, "error": rate.error} for name, rate in AMX.items()}
-    profile.put(f"matmul/threads={threads}", rates)
+    profile.put(probe.matmul_key(), rates)
     assert backend_of().peak(profile) == {
         "flops": 436e9,
         "precision": "float32-highest",
@@ -231,7 +232,7 @@ def test_the_peak_is_that_of_the_precision_or_says_why_there_is_none(profile: Ma
     }
     assert backend_of(precision="bf16-autocast").peak(profile)["flops"] == 3.6e12
     del rates["bf16"]
-    profile.put(f"matmul/threads={threads}", rates)
+    profile.put(probe.matmul_key(), rates)
     assert backend_of(precision="bf16").peak(profile) == {"unavailable": "the peak of bf16 is not measured"}
 
 
@@ -258,9 +259,9 @@ def test_an_allocator_that_cannot_be_set_is_not_claimed(
 
 
 def test_fewer_threads_are_taken_only_if_clearly_faster(profile: MachineProfile) -> None:
-    profile.put("threads/most=8", {"4": 0.0095, "8": 0.0100})
+    profile.put(probe.threads_key(8), {"4": 0.0095, "8": 0.0100})
     assert probe.best_threads(profile, 8)[0] == 8
-    profile.put("threads/most=8", {"4": 0.0080, "8": 0.0100})
+    profile.put(probe.threads_key(8), {"4": 0.0080, "8": 0.0100})
     assert probe.best_threads(profile, 8) == (4, "4 8 ms, 8 10 ms")
 
 
@@ -269,8 +270,27 @@ def test_numbers_of_threads_are_timed_once_and_put_back(profile: MachineProfile)
     chosen, figures = probe.best_threads(profile, 2, budget_s=0.001)
     assert torch.get_num_threads() == before
     assert chosen in {1, 2}
-    assert set(profile.get("threads/most=2") or {}) == {"1", "2"}
+    assert set(profile.get(probe.threads_key(2)) or {}) == {"1", "2"}
     assert probe.best_threads(MachineProfile(profile.path.parent), 2) == (chosen, figures)
+
+
+def test_what_was_measured_with_another_allocator_is_measured_again(
+    profile: MachineProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "SHAPES", ((32, 16, 8),))
+    kept: list[dict[str, float]] = []
+    for allocator in ("system", "keep", "system"):
+        monkeypatch.setattr(probe, "_process", {"allocator": "system"})
+        monkeypatch.setattr("perjoule.train.backend._keep_freed_memory", lambda: True)
+        prepare(BackendConfig(allocator=allocator, threads="torch"), Ranks(), profile)
+        probe.matmul_rates(profile, budget_s=0.001)
+        kept.append((profile.get(probe.matmul_key()) or {})["float32-highest"])
+        probe.optimizer_seconds(profile, 1000, budget_s=0.001)
+        probe.best_threads(profile, 1, budget_s=0.001)
+    keys = json.loads(profile.path.read_text(encoding="utf-8")).keys()
+    assert kept[0] == kept[2]
+    for kind in ("matmul", "adamw", "threads"):
+        assert len([key for key in keys if key.startswith(f"{kind}/")]) == 2, keys
 
 
 def test_measuring_again_keeps_the_better_rate(profile: MachineProfile, monkeypatch: pytest.MonkeyPatch) -> None:

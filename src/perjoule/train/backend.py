@@ -207,8 +207,11 @@ def prepare(config: BackendConfig, ranks: Ranks, profile: MachineProfile) -> Ear
     allocator = config.allocator
     if allocator == "auto":
         allocator = "keep" if sys.platform == "linux" else "system"
-    if allocator == "keep" and not _keep_freed_memory():
-        allocator = "system"
+    if allocator == "keep":
+        if _keep_freed_memory():
+            probe.note_allocator("keep")
+        else:
+            allocator = "system"
     threads: Any = config.threads
     if threads == "auto":
         threads, seconds = probe.best_threads(profile, max(1, num_cores() // ranks.local_world_size))

@@ -144,6 +144,16 @@ class BackendConfig(Config):
     threads: Literal["auto", "torch"] | PositiveInt = "auto"
     fused_optimizer: Literal["auto", True, False] = "auto"
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, precision: object) -> object:
+        if re.fullmatch(r"(fp|float)?16([-_]\w+)?|half", str(precision)):
+            raise ValueError(
+                f"must be auto, float32, bf16-autocast or bf16, not {precision!r}: fp16 needs a gradient scaler, and "
+                "there is none; bf16-autocast needs none"
+            )
+        return precision
+
 
 class DebugConfig(Config):
     """Aids for finding mistakes; all off by default."""

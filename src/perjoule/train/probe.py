@@ -21,6 +21,7 @@ SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (2048, 256, 768), (2048, 1024,
 """(rows, inner, columns) of the products; the peak is the best over all of them."""
 ACCURATE = 1e-5
 """Largest relative error of a product that still counts as float32."""
+_process = {"allocator": "system"}
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,26 @@ def matmul_rates(profile: MachineProfile, budget_s: float = 0.06, again: bool = 
 
 
 def matmul_key() -> str:
-    """Return the name under which a profile keeps the rates of the current number of threads."""
-    return f"matmul/threads={torch.get_num_threads()}"
+    """Return the name under which a profile keeps the rates of the present threads and allocator."""
+    return f"matmul/{_here()}"
+
+
+def note_allocator(name: str) -> None:
+    """Note what serves this process's memory from now on; it cannot be undone within the process.
+
+    Args:
+        name: ``keep`` or ``system``, as ``backend.allocator``.
+    """
+    _process["allocator"] = name
+
+
+def _here() -> str:
+    """Return what of this process decides the times of a probe: new pages are cleared, which takes time."""
+    return f"threads={torch.get_num_threads()}/{_allocator()}"
+
+
+def _allocator() -> str:
+    return f"allocator={_process['allocator']}"
 
 
 def _measure_matmul(budget_s: float) -> dict[str, MatmulRate]:
@@ -118,7 +137,7 @@ def best_threads(profile: MachineProfile, most: int, budget_s: float = 0.1) -> t
         most: the cores that this process may use; half of them is tried as well, for cores that share their units.
         budget_s: time for each number.
     """
-    key = f"threads/most={most}"
+    key = threads_key(most)
     stored = profile.get(key)
     if stored is None:
         before = torch.get_num_threads()
@@ -134,6 +153,11 @@ def best_threads(profile: MachineProfile, most: int, budget_s: float = 0.1) -> t
     return chosen, ", ".join(f"{count} {si(seconds, 's')}" for count, seconds in stored.items())
 
 
+def threads_key(most: int) -> str:
+    """Return the name under which a profile keeps what numbers of threads up to ``most`` take."""
+    return f"threads/most={most}/{_allocator()}"
+
+
 def optimizer_seconds(profile: MachineProfile, num_weights: int = 5_000_000, budget_s: float = 0.2) -> dict[str, float]:
     """Return the seconds of one AdamW step over one large matrix, fused and as torch's plain loop.
 
@@ -142,7 +166,7 @@ def optimizer_seconds(profile: MachineProfile, num_weights: int = 5_000_000, bud
         num_weights: weights in the matrix.
         budget_s: time for each kind.
     """
-    key = f"adamw/{num_weights}/threads={torch.get_num_threads()}"
+    key = f"adamw/{num_weights}/{_here()}"
     stored = profile.get(key)
     if stored is None:
         stored = {}
@@ -171,7 +195,7 @@ def attention_seconds(
         dtype: type of the inputs.
         budget_s: time for each kernel.
     """
-    key = f"attention/{'x'.join(map(str, shape))}/{dtype}/threads={torch.get_num_threads()}"
+    key = f"attention/{'x'.join(map(str, shape))}/{dtype}/{_here()}"
     stored = profile.get(key)
     if stored is None or set(stored) != set(kernels):
         generator = torch.Generator().manual_seed(0)
@@ -187,7 +211,7 @@ def attention_seconds(
 
 def copy_bandwidth(profile: MachineProfile, num_bytes: int = 256_000_000) -> float:
     """Return the bytes per second read plus written when a block much larger than the caches is copied."""
-    key = f"bandwidth/threads={torch.get_num_threads()}"
+    key = f"bandwidth/{_here()}"
     stored = profile.get(key)
     if stored is None:
         source = torch.ones(num_bytes // 4)

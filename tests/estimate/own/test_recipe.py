@@ -42,6 +42,19 @@ def test_evaluations_on_schedule_cost_forward_passes() -> None:
     assert with_them.seconds.mean - without.seconds.mean == pytest.approx(29 * STEP_S / 3, rel=0.03)
 
 
+@pytest.mark.parametrize(("every_epochs", "every_steps"), [(0.1, 10), (0.25, 25), (2, 200), (0.001, 1)])
+def test_evaluations_by_epochs_cost_what_those_by_steps_cost(every_epochs: float, every_steps: int) -> None:
+    """An epoch has 100 steps."""
+    stop = "stop={steps: 300, patience: 2}"
+    by_epochs = estimate(stop, f"evaluate.every_epochs={every_epochs}")
+    by_steps = estimate(stop, f"evaluate.every_steps={every_steps}")
+    assert by_epochs.seconds.mean == pytest.approx(by_steps.seconds.mean)
+    assert by_epochs.steps.low == by_steps.steps.low == min(300, 3 * every_steps)
+    uneven = estimate("stop={steps: 300}", "evaluate.every_epochs=0.125")  # 24 times, the last behind the last step
+    evaluations_s = uneven.seconds.mean - 300 * uneven.step_s.mean
+    assert evaluations_s == pytest.approx(24 * STEP_S / 3, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("end", "steps"),
     [("epochs: 2", 200), ("tokens: 20480", 10), ("{steps: 50, epochs: 1}", 50), ("{steps: 500, epochs: 1}", 100)],

@@ -76,9 +76,11 @@ def test_an_evaluation_that_never_was_is_guessed_from_the_steps(tmp_path: Path) 
     assert rest.seconds.mean == pytest.approx(60 * STEP_S + 4 * STEP_S / 3 + SAVED_S)
 
 
-def test_evaluations_and_checkpoints_come_on_top_by_their_schedules(tmp_path: Path) -> None:
-    values = {"stop__steps": 100, "evaluate__every_steps": 10, "checkpoint__every_steps": 10}
-    run = SyntheticRun(tmp_path / "run", resolved(**values))
+@pytest.mark.parametrize("every", [{"evaluate__every_steps": 10}, {"evaluate__every_epochs": 0.1}])
+def test_evaluations_and_checkpoints_come_on_top_by_their_schedules(tmp_path: Path, every: dict[str, Any]) -> None:
+    values = {"stop__steps": 100, **every, "checkpoint__every_steps": 10, "batch__size": 8}
+    facts = {"facts": {"splits": {"train": {"num_samples": 800}}}}
+    run = SyntheticRun(tmp_path / "run", resolved(**values), data=facts)
     run.segment()
     for first in (1, 11, 21, 31):
         run.train(first, first + 8)
@@ -88,8 +90,9 @@ def test_evaluations_and_checkpoints_come_on_top_by_their_schedules(tmp_path: Pa
 
 
 def test_patience_gives_the_steps_an_interval(tmp_path: Path) -> None:
-    values = {"stop__steps": 1000, "stop__patience": 4, "evaluate__every_steps": 10}
-    run = SyntheticRun(tmp_path / "run", resolved(**values))
+    values = {"stop__steps": 1000, "stop__patience": 4, "evaluate__every_epochs": 0.1, "batch__size": 8}
+    facts = {"facts": {"splits": {"train": {"num_samples": 800}}}}
+    run = SyntheticRun(tmp_path / "run", resolved(**values), data=facts)
     run.segment()
     for number, loss in enumerate((4.0, 4.02, 3.99, 4.03, 4.01)):
         run.train(10 * number + 1, 10 * number + 9)

@@ -106,11 +106,12 @@ def estimate_recipe(config: TrainConfig, counted: Counted, machine: Machine) -> 
     notes: list[str] = []
     step_s, watts = _step(config, counted, machine, notes)
     evaluation_s = _evaluation_s(config, counted, step_s.mean)
-    every = config.evaluate.every_steps
+    every = _evaluate_every(config, counted)
     whole_s = _scale(step_s, 1 + (evaluation_s / every / step_s.mean if every else 0.0), "s")
     gco2e_per_j, price_per_j = _per_joule(config, notes)
     steps = _num_steps(config, counted, whole_s, watts, gco2e_per_j, notes)
-    final_s = evaluation_s if not every or steps.mean % every else 0.0
+    evaluated = every is not None and math.floor(steps.mean / every) > math.floor((steps.mean - 1) / every)
+    final_s = 0.0 if evaluated else evaluation_s
     seconds, joules = _totals(config, whole_s, watts, steps, final_s, gco2e_per_j)
     return RecipeEstimate(
         steps=steps,
@@ -214,6 +215,14 @@ def _evaluation_s(config: TrainConfig, counted: Counted, step_s: float) -> float
     return batches * step_s * counted.work.forward_share
 
 
+def _evaluate_every(config: TrainConfig, counted: Counted) -> float | None:
+    """Return the steps from one evaluation to the next, on average; None if only the end is evaluated."""
+    section = config.evaluate
+    if section.every_epochs is None:
+        return section.every_steps
+    return max(1.0, section.every_epochs * counted.samples_per_epoch / config.batch.size)
+
+
 def _num_steps(
     config: TrainConfig,
     counted: Counted,
@@ -242,8 +251,8 @@ def _num_steps(
     if not ends:
         raise ConfigError("stop.carbon alone cannot be estimated without a fixed intensity: give stop.steps as well")
     first = min(ends, key=lambda one: one.mean)
-    if stop.patience is not None and config.evaluate.every_steps:
-        soonest = (stop.patience + 1) * config.evaluate.every_steps
+    if stop.patience is not None and (every := _evaluate_every(config, counted)):
+        soonest = math.ceil((stop.patience + 1) * every)
         notes.append(
             f"stop.patience: it may end from step {soonest} on; nobody knows before the run, so the whole is estimated "
             "and the lower ends assume the soonest"

@@ -109,7 +109,7 @@ def read_past(run: Run, notes: list[str]) -> Past:
         raise DataError(f"{run.path} has no timed step yet: wait for the first, or estimate its recipe")
     energy = _Energy(run, notes)
     joules_left = dict(_joules_left(run, energy.used_j))
-    patience, every = _value(run, "stop.patience"), _value(run, "evaluate.every_steps")
+    patience, every = _value(run, "stop.patience"), _every_steps(run, "evaluate")
     losses = [math.inf if one.loss is None else one.loss for one in run.kept_evaluations]
     return Past(
         num_done=int(kept.step[-1]),
@@ -121,7 +121,7 @@ def read_past(run: Run, notes: list[str]) -> Past:
         steps_left=dict(_steps_left(run)),
         seconds_left=dict(_seconds_left(run)),
         joules_left=joules_left,
-        patience=None if patience is None or every is None else Patience(int(patience), int(every), losses),
+        patience=None if patience is None or every is None else Patience(int(patience), every, losses),
     )
 
 
@@ -182,8 +182,20 @@ def _recurrent(run: Run, step_s: float) -> Iterator[Recurrent]:
     )
     for (phase, section), guess in zip(((EVALUATE, "evaluate"), (CHECKPOINT, "checkpoint")), guesses, strict=True):
         spent = run.phase_s(phase)
-        every = _value(run, f"{section}.every_steps")
-        yield Recurrent(None if every is None else int(every), spent[np.isfinite(spent) & (spent > 0)].tolist(), guess)
+        yield Recurrent(_every_steps(run, section), spent[np.isfinite(spent) & (spent > 0)].tolist(), guess)
+
+
+def _every_steps(run: Run, section: str) -> int | None:
+    """Return the steps from one evaluation or checkpoint to the next, rounded for parts of an epoch.
+
+    None if only the end has one, or the size of an epoch is not known.
+    """
+    if (every := _value(run, f"{section}.every_steps")) is not None:
+        return int(every)
+    epochs, size = _value(run, f"{section}.every_epochs"), _value(run, "batch.size")
+    if epochs is None or not size or (epoch := _samples_per_epoch(run)) is None:
+        return None
+    return max(1, round(epochs * epoch / size))
 
 
 def _steps_left(run: Run) -> Iterator[tuple[str, float]]:
