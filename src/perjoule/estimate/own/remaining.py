@@ -195,7 +195,7 @@ def _every_steps(run: Run, section: str) -> int | None:
     epochs, size = _value(run, f"{section}.every_epochs"), _value(run, "batch.size")
     if epochs is None or not size or (epoch := _samples_per_epoch(run)) is None:
         return None
-    return max(1, round(epochs * epoch / size))
+    return max(1, round(float(epochs) * epoch / int(size)))
 
 
 def _steps_left(run: Run) -> Iterator[tuple[str, float]]:
