@@ -57,6 +57,7 @@ def _add_train(parsers: _Parsers, shared: argparse.ArgumentParser) -> None:
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.dim=512 stop.steps=200")
     train.add_argument("--resume", type=Path, metavar="RUN", help="continue this run folder")
     train.add_argument("--dry-run", action="store_true", help="check the recipe and print every value with its source")
+    train.add_argument("--model", action="store_true", help="with --dry-run: print the model's modules and parameters")
     train.set_defaults(verb=verbs.train)
 
 

@@ -54,6 +54,13 @@ def train(options: argparse.Namespace) -> int:
 
         read_manifest(options.resume)
     resolved = resolve.load(TrainConfig, source, overrides)
+    if options.model:
+        if not options.dry_run:
+            raise ConfigError("--model only prints: give --dry-run as well")
+        from perjoule.train.outline import outline
+
+        print(*outline(resolved.config), sep="\n")
+        return 0
     if options.dry_run:
         for key, entry in resolved.as_json().items():
             print(f"{key:<32} {entry['value']!s:<24} {entry['source']}")
