@@ -4,11 +4,11 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import pytest
 import torch
-from tests.system.tiny import SEQ_LEN, VOCAB_SIZE, Tiny, losses, run_of
+from tests.system.tiny import SEQ_LEN, VOCAB_SIZE, Tiny, losses, metrics, run_of
 from torch import nn
 
 import perjoule
@@ -17,8 +17,50 @@ from perjoule.config import Config
 from perjoule.core.errors import CheckpointError, TrainingDiverged
 from perjoule.models.contract import Output
 from perjoule.models.layers.loss import next_token_loss
-from perjoule.runs.folder import CHECKPOINTS
+from perjoule.runs.folder import CHECKPOINTS, RunFolder
+from perjoule.runs.tables import load_run
+from perjoule.train.gradients import BlockGradients, block_of
+from perjoule.train.job import StepRecord
 from perjoule.train.run import train
+
+
+def test_gradients_of_every_block_are_journaled_before_clipping_and_change_nothing(tiny: Tiny) -> None:
+    aids = ("debug.gradients=true", "debug.rehearsal=true", "batch.accumulation=2", "optimizer.clip_norm=0.01")
+    run = run_of(tiny.train(*aids))
+    steps, lines = metrics(run, "step"), metrics(run, "gradients")
+    assert [line["step"] for line in lines] == [line["step"] for line in steps] == [1, 2, 3, 4, 5]
+    for step, line in zip(steps, lines, strict=True):
+        blocks = line["blocks"]
+        assert {"embedding", "blocks.0", "norm", "output"} <= blocks.keys()
+        assert math.hypot(*[norm for norm, _ in blocks.values()]) == pytest.approx(step["grad_norm"], rel=1e-4)
+        assert all(0 < largest <= norm for norm, largest in blocks.values())
+    without = run_of(tiny.train(*aids[1:]))
+    assert losses(without) == losses(run) and not metrics(without, "gradients")
+    assert not load_run(run).warnings
+
+
+def test_the_gradient_of_a_block_that_is_not_finite_is_told_and_one_without_is_left_out() -> None:
+    module = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in ("sound", "broken", "unheard")})
+    gradients = BlockGradients(module)
+    module["sound"].weight.grad, module["broken"].weight.grad = torch.tensor([[-3.0]]), torch.tensor([[math.nan]])
+    gradients.measure()
+    written: list[dict[str, object]] = []
+    handed_on: list[StepRecord] = []
+
+    class Folder:
+        def append_event(self, kind: str, **facts: object) -> None:
+            written.append({"kind": kind, **facts})
+
+    record = StepRecord(7, 1.0, math.nan, 0.1, 1, 1, 1)
+    gradients.before(handed_on.append, cast("RunFolder", Folder()))(record)
+    blocks = {"sound": [3.0, 3.0], "broken": [None, None]}
+    assert written == [{"kind": "gradients", "step": 7, "blocks": blocks}]
+    assert handed_on == [record]
+
+
+def test_blocks_are_named_by_their_first_number_or_their_module() -> None:
+    names = ["blocks.3.ffn.down.weight", "model.layers.10.0.w", "output.weight", "a.norm.bias", "scale", "0.weight"]
+    assert [block_of(name) for name in names] == ["blocks.3", "model.layers.10", "output", "a.norm", "scale", "0"]
 
 
 class DeafConfig(Config):

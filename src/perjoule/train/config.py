@@ -168,6 +168,10 @@ class DebugConfig(Config):
     """Let autograd name the forward operation of a non-finite gradient (slow)."""
     unused_parameters: bool = False
     """Before training, list the trainable parameters that the first batch gives no gradient."""
+    gradients: bool = False
+    """Journal the norm and the largest absolute value of the gradient of every block of the model at every step, before
+    clipping, in ``metrics.jsonl`` (lines of kind ``gradients``; null: not finite; a block without a gradient is left
+    out)."""
     data_only: bool = False
     """Read the batches of the run without training on them; print their rate and the fraction of ignored labels."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -65,13 +65,21 @@ class Clipper:
 
     On a CPU reading the norm costs nothing, so gradients within the bound are not touched at all; on an accelerator
     they are scaled by a factor that stays on the device, so that nothing waits.
+
+    Args:
+        parameters: what is trained.
+        max_norm: largest norm; None: only measure.
+        before: called first, while the gradients are as they came.
     """
 
     parameters: Sequence[nn.Parameter]
     max_norm: float | None
+    before: Callable[[], None] | None = None
 
     def __call__(self) -> torch.Tensor:
         """Clip and return the norm before clipping, a scalar on the parameters' device."""
+        if self.before is not None:
+            self.before()
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.max_norm is None:

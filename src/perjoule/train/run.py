@@ -36,6 +36,7 @@ from perjoule.train.config import TrainConfig
 from perjoule.train.console import Console
 from perjoule.train.costs import Costs
 from perjoule.train.distributed import Ranks
+from perjoule.train.gradients import BlockGradients
 from perjoule.train.identity import changed_sections, check_same_data, check_same_run, data_facts, model_facts
 from perjoule.train.job import Job
 from perjoule.train.loop import Loop
@@ -263,7 +264,7 @@ class _Assembly:
     ) -> TrainResult:
         """Train from where the progress is to the end."""
         config, progress, module, signals = self.config, session.progress, session.module, self.signals
-        first = progress.step
+        first, gradients = progress.step, BlockGradients(module) if config.debug.gradients else None
         signals.nothing_to_lose = lambda: self.ranks.world_size == 1 and progress.step == first
         session.asked_to_stop = lambda: signals.received is not None
 
@@ -279,7 +280,9 @@ class _Assembly:
                 config=config,
                 model=self.ranks.wrap(called),
                 optimizer=session.optimizer,
-                clipper=Clipper(list(module.parameters()), config.optimizer.clip_norm),
+                clipper=Clipper(
+                    list(module.parameters()), config.optimizer.clip_norm, gradients.measure if gradients else None
+                ),
                 batches=batches,
                 recorder=recorder,
                 backend=session.backend,
@@ -287,7 +290,7 @@ class _Assembly:
                 goal=goal,
                 calendar=session.costs.calendar,
                 signals=signals,
-                on_step=session.on_step(goal),
+                on_step=gradients.before(session.on_step(goal), session.folder) if gradients else session.on_step(goal),
                 evaluate=session.evaluate,
                 save=session.save,
                 after_optimizer_step=getattr(module, "after_optimizer_step", None),
@@ -299,6 +302,8 @@ class _Assembly:
                     calibrate(job, module, again, self.console)
             if session.bridge is not None:
                 session.bridge.begin()
+            if gradients is not None:
+                gradients.forget()
             self.console.begin(goal.last_step)
             ending = Loop(job, progress).run()
             status = folder.STOPPED if ending.signal else folder.FINISHED
