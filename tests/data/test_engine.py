@@ -127,7 +127,7 @@ def test_error_in_the_work_reaches_the_caller_as_one_line(
     [("kill", r"signal 9 \(SIGKILL\), perhaps for want of memory"), ("exit", "exit code 3")],
 )
 def test_worker_that_ends_is_named_with_its_unit(failure: str, end: str) -> None:
-    message = rf"^a worker process ended with {end} while it worked on unit-3; what is finished is kept"
+    message = rf"^a worker process ended with {end} while it worked on unit-3; finished work is kept"
     with pytest.raises(DataError, match=message):
         run("2", Fail(failure))
 

@@ -343,7 +343,7 @@ def test_full_disk_is_one_line_and_the_next_run_finishes(tmp_path: Path) -> None
     try:
         with pytest.raises(
             DataError,
-            match=r"cannot write .*out: .*File too large.*; what is finished is kept",
+            match=r"cannot write .*out: .*File too large.*; finished work is kept",
         ):
             do(path, tmp_path / "out")
     finally:

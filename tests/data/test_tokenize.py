@@ -215,7 +215,7 @@ def unfinished(rows: Path, tmp_path: Path, tokenizer: Path, monkeypatch: pytest.
 
     with monkeypatch.context() as patch:
         patch.setattr(tokenize_unit.TokenizeUnit, "__call__", fail_third)
-        with pytest.raises(CannotWrite, match=r"/a/shard: No space left on device; what is finished is kept"):
+        with pytest.raises(CannotWrite, match=r"/a/shard: No space left on device; finished work is kept"):
             run(rows, tmp_path / "unfinished", tokenizer)
     return tmp_path / "unfinished"
 

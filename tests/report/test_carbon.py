@@ -9,7 +9,7 @@ from tests.runs.synthetic import SyntheticRun, finished_run
 
 from perjoule.core.errors import ConfigError
 from perjoule.measure.carbon.table import look_up
-from perjoule.report.carbon import Factors, segment_factors, with_carbon
+from perjoule.report.carbon import NO_CURRENCY, Factors, segment_factors, with_carbon
 from perjoule.report.quantity import Quantity, Unavailable
 from perjoule.report.summary import summarize
 from perjoule.runs.carbon_series import CARBON
@@ -126,7 +126,13 @@ def test_place_and_price_may_be_given_after_the_run(tmp_path: Path) -> None:
     assert dearer.price.unit == "EUR"
     assert dearer.carbon_gco2e.value == carbon.value
     alone = summarize(with_carbon(run, ["carbon.price_per_kwh=0.5"]), ledger())
-    assert isinstance(alone.carbon_gco2e, Unavailable)
+    assert alone.carbon_gco2e == summarize(run, ledger()).carbon_gco2e, "a price needs no place"
+    assert isinstance(alone.price, Quantity) and alone.price.unit == NO_CURRENCY
+    assert alone.price.value == pytest.approx(kwh * 0.5)
+    assert isinstance(alone.water_l, Unavailable) and isinstance(alone.sheets[0].gco2e, Unavailable)
+    wetter = summarize(with_carbon(run, ["carbon.water_l_per_kwh=2", "carbon.pue=1.5"]), ledger())
+    assert isinstance(wetter.water_l, Quantity) and wetter.water_l.value == pytest.approx(kwh * 3)
+    assert isinstance(wetter.price, Unavailable)
     assert (tmp_path / "a" / "manifest.json").read_bytes() == recorded
     for wrong in ("carbon.location=FRANKREICHX", "carbon.place=FRA", "carbon.pue=0.5"):
         with pytest.raises(ConfigError):

@@ -83,8 +83,8 @@ def test_a_strip_fills_its_height_and_lies_below_the_line() -> None:
         [tuple(map(float, pair.split(","))) for pair in points.split()]
         for points in re.findall(r'<polygon class="fill c\d" points="([^"]+)"', svg)
     )
-    assert first[:4] == [(50, 224), (220, 224), (220, 224), (390, 224)]
-    assert first[4:] == [(390, 229.5), (220, 229.5), (220, 246), (50, 246)]
+    assert first[:4] == [(64, 224), (227, 224), (227, 224), (390, 224)]
+    assert first[4:] == [(390, 229.5), (227, 229.5), (227, 246), (64, 246)]
     assert [y for _, y in second] == [246, 246, 229.5, 229.5, 246, 246, 246, 246]
 
 
@@ -129,7 +129,7 @@ def test_the_loss_stands_where_the_energy_was_after_each_step(finished: Run) -> 
         [float(pair.split(",")[0]) for pair in points.split()]
         for points in re.findall(r'<polyline [^>]*points="([^"]*)"', chart.svg)
     )
-    assert training == pytest.approx(np.linspace(50, 390, 20), abs=0.11)
+    assert training == pytest.approx(np.linspace(64, 390, 20), abs=0.11)
     assert validation == [training[9], training[19]]
     assert chart.caption.startswith("energy: partly modelled; nats")
     assert joules_chart(finished, summarize(finished, NO_ENERGY)).svg == ""

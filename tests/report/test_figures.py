@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 
 from perjoule.core.units import si
-from perjoule.report.figures import MAX_POINTS, Line, decimate, histogram, line_chart, smooth, stacked_bar, ticks
+from perjoule.report.figures import (
+    MAX_POINTS,
+    Line,
+    decimate,
+    histogram,
+    line_chart,
+    smooth,
+    smooth_loss,
+    stacked_bar,
+    ticks,
+)
 
 
 def points(svg: str) -> list[list[tuple[float, float]]]:
@@ -41,6 +51,12 @@ def test_smoothing_equals_the_trailing_mean_by_hand() -> None:
     assert smoothed[25] == pytest.approx((24 + 25 + 26) / 3)
 
 
+def test_a_smoothed_loss_is_a_mean_over_labels() -> None:
+    loss, labels = np.array([4.0] * 13 + [1.0]), np.array([1] * 13 + [3])
+    assert smooth_loss(loss, labels)[-1] == pytest.approx((1 * 4.0 + 3 * 1.0) / 4), "a window of the last two batches"
+    assert smooth_loss(loss, labels * 0).tolist() == smooth(loss).tolist(), "unknown numbers weigh alike"
+
+
 def test_a_smoothed_rate_weighs_by_time() -> None:
     rate = smooth(np.array([10.0] * 11 + [10.0]), np.array([1.0] * 11 + [9.0]), share=0.1)
     assert rate[-1] == pytest.approx(20 / 10)
@@ -57,7 +73,7 @@ def test_ticks_are_round_numbers(low: float, high: float, expected: list[float])
 def test_a_line_lies_where_its_values_say() -> None:
     svg = line_chart([Line(np.array([0.0, 5.0, 10.0]), np.array([0.0, 5.0, 10.0]))], "d", "step", from_zero=True)
     ((first, middle, last),) = points(svg)
-    assert first == (50.0, 180.0)
+    assert first == (64.0, 180.0)
     assert last[0] == 390.0 and 10 < last[1] < 30
     assert middle[0] == pytest.approx((first[0] + last[0]) / 2, abs=0.1)
     assert middle[1] == pytest.approx((first[1] + last[1]) / 2, abs=0.1)

@@ -134,6 +134,9 @@ def test_the_caption_says_what_has_to_be_known(located: Run, finished: Run) -> N
         "recomputed ones included; 200 ms at the ends were not read, their energy is in no bucket; measured over "
         "calibrated: 1.03; idle: what an idle device would have used in that time, contained in the energy."
     )
+    narrow = ledger_caption(sheet(located, ledger()), narrow=True)
+    assert "per step" not in narrow and "idle" not in narrow, "their columns are left out"
+    assert "no carbon" not in ledger_caption(sheet(finished, ledger()), narrow=True)
     inside = next(one for one in sheets(located, ledger()) if not one.counted)
     assert "part of another domain, so it is not added to the total" in ledger_caption(inside)
     assert "no carbon: no location given" in ledger_caption(sheet(finished, ledger()))

@@ -16,6 +16,7 @@ from perjoule.measure.contract import Form, Sensor
 from perjoule.measure.contract import Unavailable as NotMeasured
 from perjoule.measure.ledger import Ledger, Timeline
 from perjoule.report import page
+from perjoule.report.elements import prose, table
 from perjoule.report.summary import summarize
 from perjoule.report.wording import run_labels
 from perjoule.runs.tables import Run, load_run
@@ -250,3 +251,12 @@ def test_a_browser_shows_every_page_whole_and_silently(tmp_path: Path, width: in
             assert tab.evaluate("getComputedStyle(document.querySelector('.card')).borderTopWidth") == "1px"
         assert said == []
         assert {url for url in asked if not url.startswith(tmp_path.as_uri())} <= {"data:,"}
+
+
+def test_code_in_a_sentence_is_set_as_code_and_nothing_else_becomes_markup() -> None:
+    assert prose("run `perjoule doctor` <b>once") == "run <code>perjoule doctor</code> &lt;b&gt;once"
+
+
+def test_a_long_cell_may_wrap() -> None:
+    cells = table(("Figure", "a", "b"), [("loss", "2.5", "2.5 (interpolated, 2.4 to 2.6)")], "t", "l")
+    assert "<td class=number>2.5</td>" in cells and '<td class="number long">2.5 (interpolated' in cells

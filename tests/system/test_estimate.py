@@ -212,7 +212,7 @@ def test_the_rest_of_a_run_is_estimated_from_its_folder(profile: MachineProfile,
 
 def test_what_does_not_fit_together_is_refused(profile: MachineProfile, tiny: Tiny, tmp_path: Path) -> None:
     path = run_of(tiny.train("stop.steps=6"))
-    with pytest.raises(ConfigError, match=r"is a run, which goes on as it is: key=value, --budget is for recipes"):
+    with pytest.raises(ConfigError, match=r"is a run folder; these options need a recipe: key=value, --budget"):
         ask(profile, target=path, overrides=("batch.size=2",), budget="1kJ")
     with pytest.raises(ConfigError, match=r"is neither a recipe \(a YAML file\) nor a run folder"):
         ask(profile, target=tmp_path)

@@ -41,7 +41,7 @@ def test_every_way_of_recording_is_measured_against_none(
     assert stored(MachineProfile(), "cpu") == found
     lines = list(overhead_lines(found, "cpu"))
     assert re.fullmatch(
-        r"overhead   cpu: a step of [\d.]+ ms takes so many times as long "
+        r"overhead   cpu: step time relative to the bare step of [\d.]+ ms "
         r"\(3 blocks of 4 steps in turn, 95 % intervals\):",
         lines[0],
     )

@@ -44,7 +44,7 @@ class Samples(Protocol):
 
 
 class DataSet(Protocol):
-    """A data set, prepared and ready to be read."""
+    """A prepared data set."""
 
     @property
     def shape(self) -> Mapping[str, int]:

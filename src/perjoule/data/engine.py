@@ -140,7 +140,7 @@ def run_pool(work: Work, jobs: Sequence[Job], report: Report, workers: int, thre
                     _give(worker, left, busy)
 
 
-KEPT = "what is finished is kept, the same command goes on from there"
+KEPT = "finished work is kept; run the same command again to continue"
 
 _DID, _DONE, _FAILED = "did", "done", "failed"
 

@@ -103,7 +103,7 @@ def build_account(
     buckets = _buckets(result, evidence, (monitor_j, unknown_uj, unknown_ns), whole_uj, sensor)
     low, high = sensor.accuracy
     # A sensor that looks at a part of the time only may misjudge a load in step with it; the calibration shows that.
-    foretold_uj = sum(one.energy_uj for one in buckets if one.tier == Tier.BURST) * (1 / (result.scale or 1) - 1)
+    predicted_uj = sum(one.energy_uj for one in buckets if one.tier == Tier.BURST) * (1 / (result.scale or 1) - 1)
     first_ns, last_ns = min(rank.begin_ns for rank in course.ranks), course.end_ns
     unread_ns = max(int(t_ns[0]) - first_ns, 0) + max(last_ns - int(t_ns[-1]), 0) + int(np.diff(t_ns)[total.lost].sum())
     window_uj, window_steps = _window(course, total)
@@ -113,8 +113,8 @@ def build_account(
         node=course.node,
         sensor=sensor,
         total_uj=whole_uj,
-        low_uj=int((whole_uj + min(foretold_uj, 0)) * low),
-        high_uj=int(np.ceil(max((whole_uj + max(foretold_uj, 0)) * high, whole_uj + unseen_uj))),
+        low_uj=int((whole_uj + min(predicted_uj, 0)) * low),
+        high_uj=int(np.ceil(max((whole_uj + max(predicted_uj, 0)) * high, whole_uj + unseen_uj))),
         buckets=buckets,
         unread_s=unread_ns / 1e9,
         window_uj=window_uj,
@@ -329,7 +329,7 @@ def _buckets(
                 high_uj=int(np.ceil(max(unknown_uj * high, unknown_uj + sensor.offset_w * unknown_ns / 1e3))),
                 idle_uj=None,
                 tier=Tier.MODELLED if sensor.modelled else Tier.DIRECT,
-                why="spans without readings, or behind the last record of a trainer that was killed",
+                why="spans without readings, or after the last record of a killed trainer",
             )
         )
     return tuple(buckets)

@@ -88,7 +88,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Attribution:
-    """The estimates of all states that lasted, which add up to the evidence's energy, and what calibration foretold.
+    """The estimates of all states that lasted, which add up to the evidence's energy, and what calibration predicted.
 
     Args:
         estimates: state to its energy.
@@ -134,9 +134,7 @@ def attribute(
         found |= estimates
         by_difference = "what the calibrated phases leave"
         if not 0.9 <= scale <= 1.1:
-            notes.append(
-                f"the phases used {scale:.2f} times what their calibration foretold: the interval allows for it"
-            )
+            notes.append(f"measured / calibrated = {scale:.2f}; interval widened accordingly")
     if len(left) > 1 and scale is None:
         result = _regress(evidence, left, regression)
         if isinstance(result, str):
@@ -215,10 +213,10 @@ def _burst(
     mine = [state for state in phases if state in left]
     powers = {state: calibration.power_w[phases.index(state)] for state in mine}
     errors = {state: calibration.error_w[phases.index(state)] for state in mine}
-    foretold_j = sum(powers[state] * time_s[state] for state in mine)
-    if foretold_j <= 0:
+    predicted_j = sum(powers[state] * time_s[state] for state in mine)
+    if predicted_j <= 0:
         return None
-    scale = (rest_j - _leftover_j(evidence, rest_j, foretold_j, left, left - set(mine))) / foretold_j
+    scale = (rest_j - _leftover_j(evidence, rest_j, predicted_j, left, left - set(mine))) / predicted_j
     drift = max(abs(1 - scale), abs(1 / max(scale, 1e-9) - 1))
     result = {}
     for state in mine:

@@ -154,7 +154,7 @@ def _choose(meters: Sequence[Series]) -> tuple[Series, Series | None, list[str]]
         key=lambda one: np.inf if one.sensor.window_s is None else one.sensor.window_s,
     )
     if not counters:
-        return powers[0], None, [f"energy is the integral of {powers[0].sensor.method}"]
+        return powers[0], None, ["energy is the power integrated over time"]
     if not powers:
         return counters[0], None, []
     counted_uj, integrated_uj = int(counters[0].energy_uj[-1]), int(powers[0].energy_uj[-1])

@@ -6,7 +6,7 @@
       forward, backward, …                what each phase of the run used, without nested ones
       outside                             between and around the phases: start-up, compilation, the loop itself
       monitor                             the sampler's own processor time
-      unknown                             spans without readings, or behind the last record of a killed trainer
+      unknown                             spans without readings, or after the last record of a killed trainer
 
 The buckets of an account are whole microjoules and add up to its total, always.
 """
@@ -117,7 +117,7 @@ class Account:
         high_uj: upper end.
         buckets: in the order of the phases, then outside, monitor, unknown; those without time and energy left out.
         unread_s: seconds at the ends of the segment from which there is no reading; their energy is not in the total.
-        window_uj: energy between the begin of the first and the end of the last step of the measured window; None if
+        window_uj: energy between the beginning of the first and the end of the last step of the measured window; None if
             there is no such step.
         window_steps: number of these steps.
         refresh_s: how often the sensor's value changes, as seen in the samples; None if it never did.

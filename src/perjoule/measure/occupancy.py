@@ -113,7 +113,7 @@ class Whereabouts:
     def _chunks(self, times_ns: Ints) -> Iterator[tuple[Ints, Ints, Ints]]:
         """Yield (moments, processor time, state from there on), each chunk from the last row of the one before on.
 
-        Records behind the last moment asked for are left out.
+        Records after the last moment asked for are left out.
         """
         records: np.ndarray[Any, Any] = self._records
         if len(times_ns) and len(records):

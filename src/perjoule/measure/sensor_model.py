@@ -48,7 +48,7 @@ class Design:
 
     Args:
         occupied: (num_phases, num_cells) share of each cell that each phase holds.
-        start_s: begin of the first cell.
+        start_s: beginning of the first cell.
         cell_s: length of a cell.
         longest_s: the longest time constant that will be asked for.
     """

@@ -31,14 +31,14 @@ class Factors:
     """What a kilowatt hour at the meter stands for.
 
     Args:
-        gco2e_per_kwh: grams of CO2 equivalent, PUE included.
+        gco2e_per_kwh: grams of CO2 equivalent, PUE included, or why they are not known.
         water_l_per_kwh: litres, PUE included; None if no factor was given.
         price_per_kwh: in ``currency``, PUE included; None if no price was given.
         currency: of the price.
-        how: where the intensity is from, with its own uncertainty.
+        how: where the intensity is from, with its own uncertainty; "" without one.
     """
 
-    gco2e_per_kwh: float
+    gco2e_per_kwh: float | Unavailable
     water_l_per_kwh: float | None
     price_per_kwh: float | None
     currency: str
@@ -113,16 +113,17 @@ def _live(run: Run, segment: Segment, account: Account) -> dict[str, Any]:
 
 
 def _factors(facts: Mapping[str, Any]) -> Factors | Unavailable:
-    if facts.get("g_per_kwh") is None:
-        return Unavailable(str(facts.get("unavailable") or NO_LOCATION))
     pue = float(facts.get("pue") or 1.0)
-    water, price = facts.get("water_l_per_kwh"), facts.get("price_per_kwh")
+    grams, water, price = (facts.get(key) for key in ("g_per_kwh", "water_l_per_kwh", "price_per_kwh"))
+    unknown = Unavailable(str(facts.get("unavailable") or NO_LOCATION))
+    if grams is None and water is None and price is None:
+        return unknown
     return Factors(
-        gco2e_per_kwh=float(facts["g_per_kwh"]) * pue,
+        gco2e_per_kwh=unknown if grams is None else float(grams) * pue,
         water_l_per_kwh=None if water is None else float(water) * pue,
         price_per_kwh=None if price is None else float(price) * pue,
         currency=str(facts.get("currency") or ""),
-        how=_how(facts, pue),
+        how="" if grams is None else _how(facts, pue),
     )
 
 

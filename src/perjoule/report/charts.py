@@ -13,7 +13,17 @@ from perjoule.core.phases import ON_SCHEDULE, OTHER, TRAINING
 from perjoule.core.units import byte_size, duration, si
 from perjoule.measure.ledger import MONITOR, UNKNOWN
 from perjoule.measure.occupancy import OUTSIDE
-from perjoule.report.figures import NUM_COLORS, Line, color, histogram, line_chart, plain, smooth, stacked_bar
+from perjoule.report.figures import (
+    NUM_COLORS,
+    Line,
+    color,
+    histogram,
+    line_chart,
+    plain,
+    smooth,
+    smooth_loss,
+    stacked_bar,
+)
 from perjoule.report.quantity import Distribution, Quantity
 from perjoule.report.summary import Summary
 from perjoule.runs.step_table import StepTable
@@ -80,7 +90,7 @@ def _loss(
         axis: name of the x axis.
         x_format: formats a tick of it.
     """
-    lines = _curve(position, kept.loss, "c0")
+    lines = _losses(position, kept, "c0")
     legend = [("c0", "training, batch by batch")]
     validation = _validation(run, kept.step, position, "c1")
     if validation:
@@ -209,7 +219,7 @@ def _compared(
     """
     lines: list[Line] = []
     for index, (run, (steps, position)) in enumerate(zip(runs, positions, strict=True)):
-        lines += _curve(position, steps.loss, color(index))[-1:]
+        lines += _losses(position, steps, color(index))[-1:]
         lines += _validation(run, steps.step, position, color(index))
     top, above = _top(lines)
     svg = line_chart(lines, f"Loss by {axis}", axis, x_format=x_format, top=top)
@@ -251,10 +261,10 @@ def _top(lines: Sequence[Line]) -> tuple[float, str]:
     return (top, f"the start, up to {highest:.3g}, is not drawn") if highest > top else (math.inf, "")
 
 
-def _curve(x: np.ndarray, y: np.ndarray, css: str) -> list[Line]:
-    """Return the line of a noisy quantity, the raw one behind a smoothed one if there are many points."""
-    good = np.isfinite(y)
-    x, y = x[good], y[good]
+def _losses(position: np.ndarray, steps: StepTable, css: str) -> list[Line]:
+    """Return the line of batch losses, the raw one behind a smoothed one if there are many points."""
+    good = np.isfinite(steps.loss)
+    x, y = position[good], steps.loss[good]
     if len(x) <= _FEW_POINTS:
         return [Line(x, y, css, "line")]
-    return [Line(x, y, css, "faint"), Line(x, smooth(y), css, "line")]
+    return [Line(x, y, css, "faint"), Line(x, smooth_loss(y, steps.useful[good]), css, "line")]

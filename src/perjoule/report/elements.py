@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
 from perjoule.report.charts import Chart
 
+_LONG = 24
+"""Characters of a cell from which it may wrap."""
 _SIDES = {"l": "text", "r": "number", "w": "wrap"}
 
 
 def section(title: str, content: str) -> str:
     """Return a part of the page under its heading; ``content`` is HTML."""
     return f"<section><h2>{escape(title)}</h2>{content}</section>"
+
+
+def prose(text: str) -> str:
+    """Return a sentence as HTML, in which `` `words` `` between grave accents are code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> str:
@@ -23,7 +31,7 @@ def legend(entries: Iterable[tuple[str, str]]) -> str:
 
 def figure(chart: Chart) -> str:
     """Return a drawing with its title, legend and caption."""
-    caption = f"<p class=note>{escape(chart.caption)}</p>" if chart.caption else ""
+    caption = f"<p class=note>{prose(chart.caption)}</p>" if chart.caption else ""
     return (
         f"<figure class=card><figcaption>{escape(chart.title)}</figcaption>{legend(chart.legend)}{chart.svg}{caption}"
         "</figure>"
@@ -56,7 +64,10 @@ def table(
     body = []
     for number, row in enumerate(rows):
         mark = f'<i class="{escape(marks[number])}"></i>' if marks and marks[number] else ""
-        cells = "".join(f"<td class={side}>{escape(cell)}</td>" for cell, side in zip(row[1:], css[1:], strict=True))
+        cells = "".join(
+            f"<td class={_cell_css(cell, side)}>{escape(cell)}</td>"
+            for cell, side in zip(row[1:], css[1:], strict=True)
+        )
         if bars:
             cells = f"<td class=bar>{bars[number] if number < len(bars) else ''}</td>{cells}"
         body.append(f'<tr><th scope="row" class=text>{mark}{escape(row[0])}</th>{cells}</tr>')
@@ -64,3 +75,7 @@ def table(
         f'<div class=scroll role="region" tabindex="0" aria-label="{escape(name)}">'
         f"<table><thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _cell_css(cell: str, side: str) -> str:
+    return f'"{side} long"' if side == "number" and len(cell) > _LONG else side

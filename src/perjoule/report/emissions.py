@@ -159,7 +159,7 @@ def _grams(spent: Spent, factors: FactorsBySegment) -> float | None:
     grams = 0.0
     for account, used_uj in spent:
         factor = factors.get(account.segment)
-        if not isinstance(factor, Factors):
+        if not isinstance(factor, Factors) or isinstance(factor.gco2e_per_kwh, Unavailable):
             return None
         grams += used_uj / UJ_PER_KWH * factor.gco2e_per_kwh
     return grams

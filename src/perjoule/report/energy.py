@@ -197,22 +197,26 @@ def _consequences(accounts: Sequence[Account], factors: Mapping[int, Factors | U
     """Return carbon, water and price of everything that was metered, each segment with its own factors."""
     used = [factors.get(one.segment, Unavailable("its segment is not in the manifest")) for one in accounts]
     known = [one for one in used if isinstance(one, Factors)]
-    if len(known) < len(used):
-        reasons = dict.fromkeys(one.reason for one in used if isinstance(one, Unavailable))
-        return dict.fromkeys(("carbon_gco2e", "water_l", "price"), Unavailable("; ".join(reasons)))
-    how = "; ".join(dict.fromkeys(one.how for one in known))
+    reasons = [one if isinstance(one, Unavailable) else one.gco2e_per_kwh for one in used]
+    unknown = dict.fromkeys(one.reason for one in reasons if isinstance(one, Unavailable))
+    grams = [one.gco2e_per_kwh for one in known if not isinstance(one.gco2e_per_kwh, Unavailable)]
+    water = [one.water_l_per_kwh for one in known if one.water_l_per_kwh is not None]
+    price = [one.price_per_kwh for one in known if one.price_per_kwh is not None]
+    currencies = dict.fromkeys(one.currency for one in known if one.price_per_kwh is not None)
     figures: dict[str, Figure] = {
-        "carbon_gco2e": _weighed(accounts, [one.gco2e_per_kwh for one in known], "gCO2e", f"energy × {how}"),
+        "carbon_gco2e": Unavailable("; ".join(unknown)),
         "water_l": Unavailable("no factor given: carbon.water_l_per_kwh=…"),
         "price": Unavailable("no price given: carbon.price_per_kwh=…"),
     }
-    water = [one.water_l_per_kwh for one in known if one.water_l_per_kwh is not None]
-    price = [one.price_per_kwh for one in known if one.price_per_kwh is not None]
-    currencies = {one.currency for one in known}
+    if len(grams) == len(accounts):
+        how = "; ".join(dict.fromkeys(one.how for one in known))
+        figures["carbon_gco2e"] = _weighed(accounts, grams, "gCO2e", f"energy × {how}")
     if len(water) == len(accounts):
         figures["water_l"] = _weighed(accounts, water, "l", "energy × litres per kWh × PUE")
-    if len(price) == len(accounts) and len(currencies) == 1:
-        figures["price"] = _weighed(accounts, price, currencies.pop(), "energy × price × PUE")
+    if len(price) == len(accounts) and len(currencies) > 1:
+        figures["price"] = Unavailable(f"the segments' prices are in several currencies: {', '.join(currencies)}")
+    elif len(price) == len(accounts):
+        figures["price"] = _weighed(accounts, price, next(iter(currencies)), "energy × price × PUE")
     return figures
 
 
@@ -232,10 +236,11 @@ def _by_bucket(
     grams: dict[str, float] = {}
     for part in parts:
         factor = factors.get(part.segment, Unavailable("its segment is not in the manifest"))
-        if isinstance(factor, Unavailable):
-            return factor
+        gco2e_per_kwh = factor.gco2e_per_kwh if isinstance(factor, Factors) else factor
+        if isinstance(gco2e_per_kwh, Unavailable):
+            return gco2e_per_kwh
         for bucket in part.buckets:
-            spent = bucket.energy_uj / UJ_PER_J / J_PER_KWH * factor.gco2e_per_kwh
+            spent = bucket.energy_uj / UJ_PER_J / J_PER_KWH * gco2e_per_kwh
             grams[bucket.name] = grams.get(bucket.name, 0.0) + spent
     return grams
 

@@ -31,7 +31,7 @@ def ledgers(run: Run, summary: Summary, colors: Mapping[str, str]) -> str:
     if not summary.sheets:
         return ""
     cards = [_ledger(sheet, summary, colors) for sheet in summary.sheets]
-    lines = "".join(f"<p class=note>{escape(line)}</p>" for line in not_metered(summary))
+    lines = "".join(f"<p class=note>{elements.prose(line)}</p>" for line in not_metered(summary))
     drawings = "".join(map(elements.figure, energy_charts(run, summary, colors)))
     return elements.section(
         "Where the energy went",
@@ -45,7 +45,7 @@ def _ledger(sheet: Sheet, summary: Summary, colors: Mapping[str, str]) -> str:
     table = elements.table(headings, rows, title, sides(headings), marks, bucket_bars(sheet, colors))
     return (
         f'<figure class="card wide"><figcaption>{escape(title)}</figcaption>'
-        f"{ledger_bar(sheet, colors)}{table}<p class=note>{escape(ledger_caption(sheet))}</p></figure>"
+        f"{ledger_bar(sheet, colors)}{table}<p class=note>{elements.prose(ledger_caption(sheet))}</p></figure>"
     )
 
 
@@ -63,7 +63,7 @@ def compared(labels: Sequence[str], summaries: Sequence[Summary], colors: Mappin
     rows = energy_rows(summaries)
     if not rows:
         return ""
-    lines = "".join(f"<p class=note>{escape(line)}</p>" for line in verdicts(labels, summaries))
+    lines = "".join(f"<p class=note>{elements.prose(line)}</p>" for line in verdicts(labels, summaries))
     content = f'<div class="card wide">{elements.table(("Figure", *labels), rows, "Energy", "l")}{lines}</div>'
     unit = unit_figure(summaries)
     if unit:
@@ -90,5 +90,5 @@ def _bars(
     )
     return (
         f'<figure class="card wide"><figcaption>{escape(LABELS[name])}</figcaption>{legend}{rows}'
-        f"<p class=note>{escape(caption)}</p></figure>"
+        f"<p class=note>{elements.prose(caption)}</p></figure>"
     )

@@ -10,7 +10,7 @@ import numpy as np
 from perjoule.core.units import duration, si
 from perjoule.report import wording
 from perjoule.report.energy import PARTLY
-from perjoule.report.figures import Floats, smooth
+from perjoule.report.figures import Floats, smooth_loss
 from perjoule.report.quantity import Quantity
 from perjoule.report.summary import Summary
 from perjoule.report.what_ran import MISSING
@@ -101,7 +101,7 @@ def _losses_at(run: Run, spent: Floats, equal: float) -> tuple[str, str]:
     good = np.isfinite(kept.loss) & paid
     if not good.any():
         return MISSING, MISSING
-    return f"{smooth(kept.loss[good])[-1]:.4f}", _validation_at(run, spent, equal)
+    return f"{smooth_loss(kept.loss[good], kept.useful[good])[-1]:.4f}", _validation_at(run, spent, equal)
 
 
 def _validation_at(run: Run, spent: Floats, equal: float) -> str:

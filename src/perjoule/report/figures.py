@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 MAX_POINTS = 1000
 NUM_COLORS = 8
 _WIDTH, _HEIGHT = 400, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 10, 10, 40
 _STRIP = 26
 
 
@@ -88,6 +88,17 @@ def smooth(numerator: Floats, denominator: Floats | None = None, share: float = 
     above_sum, below_sum = (np.concatenate([[0.0], np.cumsum(part)]) for part in (numerator, below))
     ratio: Floats = (above_sum[position + 1] - above_sum[start]) / (below_sum[position + 1] - below_sum[start])
     return ratio
+
+
+def smooth_loss(loss: Floats, num_labels: NDArray[np.int64]) -> Floats:
+    """Return the trailing mean of batch losses over labels, not over batches of different sizes.
+
+    Args:
+        loss: (num_steps,) mean of each batch.
+        num_labels: (num_steps,) that this mean is over; unless all are known, batches count alike.
+    """
+    weights = num_labels.astype(np.float64) if (num_labels > 0).all() else np.ones(len(loss))
+    return smooth(loss * weights, weights)
 
 
 def ticks(low: float, high: float, num: int = 5) -> list[float]:

@@ -140,8 +140,14 @@ def ledger_title(sheet: Sheet, summary: Summary) -> str:
     return f"{account.sensor.domain}{where}, {sheet.provenance}{'' if sheet.counted else ', not added to the total'}"
 
 
-def ledger_caption(sheet: Sheet) -> str:
-    """Return what has to be known to read a ledger."""
+def ledger_caption(sheet: Sheet, narrow: bool = False) -> str:
+    """Return what has to be known to read a ledger.
+
+    Args:
+        sheet: the ledger.
+        narrow: as in :func:`ledger_headings`; columns that are left out are not explained.
+    """
+    left_out = _left_out(sheet, narrow)
     account, sensor = sheet.account, sheet.account.sensor
     words = [f"{sensor.method}, scope {sensor.scope}"]
     if account.refresh_s is not None and not sensor.modelled:
@@ -150,15 +156,15 @@ def ledger_caption(sheet: Sheet) -> str:
         words.append("part of another domain, so it is not added to the total")
     if sheet.num_segments > 1:
         words.append(f"{sheet.num_segments} segments added up")
-    if sheet.num_steps:
+    if sheet.num_steps and "Per step" not in left_out:
         words.append(f"per step: over all {sheet.num_steps:,} steps, warm-up and recomputed ones included")
     if account.unread_s > 0:
         words.append(f"{duration(account.unread_s)} at the ends were not read, their energy is in no bucket")
     if account.scale is not None:
         words.append(f"measured over calibrated: {account.scale:.3g}")
-    if _knows_idle(sheet):
+    if "Idle" not in left_out:
         words.append("idle: what an idle device would have used in that time, contained in the energy")
-    if isinstance(sheet.gco2e, Unavailable):
+    if isinstance(sheet.gco2e, Unavailable) and not narrow:
         words.append(f"no carbon: {sheet.gco2e.reason}")
     text = "; ".join([*words, *account.notes])
     return f"{text[0].upper()}{text[1:]}."

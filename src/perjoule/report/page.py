@@ -33,12 +33,12 @@ def run_page(run: Run, summary: Summary) -> str:
         phases = elements.section(
             "Where the time went",
             f'<figure class="card wide">{phase_bar(summary, colors)}{_phase_table(summary, colors)}'
-            f"<p class=note>{escape(wording.phase_caption(summary))}</p></figure>",
+            f"<p class=note>{elements.prose(wording.phase_caption(summary))}</p></figure>",
         )
     ranks = ""
     if summary.ranks:
         table = elements.table(wording.rank_headings(summary), wording.rank_rows(summary), "Ranks", "l")
-        note = f"<p class=note>{escape(wording.rank_caption(summary))}</p>"
+        note = f"<p class=note>{elements.prose(wording.rank_caption(summary))}</p>"
         ranks = elements.section("Rank by rank", f'<div class="card wide">{table}{note}</div>')
     body = [
         _header(run.name, run.status, run.reason, wording.headline(run)),
@@ -61,7 +61,7 @@ def run_page(run: Run, summary: Summary) -> str:
 def comparison_page(labels: Sequence[str], runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     """Return the comparison of several runs as HTML."""
     colors = phase_colors(summaries)
-    reasons = "".join(f"<p class=note>{escape(line)}</p>" for line in wording.compared_reasons(summaries))
+    reasons = "".join(f"<p class=note>{elements.prose(line)}</p>" for line in wording.compared_reasons(summaries))
     table = elements.table(
         wording.compared_headings(), wording.compared_rows(labels, runs, summaries), "Comparison", "ll"
     )

@@ -71,7 +71,7 @@ def _print_ledgers(console: Console, summary: Summary) -> None:
         console.print()
         console.print(_text(ledger_table.ledger_title(sheet, summary)))
         console.print(table)
-        console.print(_text(ledger_table.ledger_caption(sheet), "dim"))
+        console.print(_text(ledger_table.ledger_caption(sheet, narrow), "dim"))
     if notes:
         console.print()
     for text, number in notes.items():

@@ -80,7 +80,7 @@ class Ranks:
         """Let rank 0 do something while the others wait; return its result there, and None elsewhere.
 
         Raises:
-            PerjouleError: on every rank if it failed on rank 0, so that none waits for one that has given up.
+            PerjouleError: on every rank if it failed on rank 0, so that no rank waits for a failed one.
         """
         result: T | None = None
         error: PerjouleError | None = None

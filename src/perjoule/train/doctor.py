@@ -96,7 +96,7 @@ def overhead_lines(found: Overhead | None, device: str) -> Iterator[str]:
         yield f"overhead   {NOT_MEASURED}"
         return
     turns = f"{found.num_rounds} blocks of {found.num_steps} steps in turn, 95 % intervals"
-    yield f"overhead   {device}: a step of {si(found.step_s, 's')} takes so many times as long ({turns}):"
+    yield f"overhead   {device}: step time relative to the bare step of {si(found.step_s, 's')} ({turns}):"
     for arm, ratio in found.ratios.items():
         yield f"overhead   {arm:<20} {ratio}{'  the band: nothing within it can be told apart' * (arm == AGAIN)}"
     yield f"overhead   {'synchronising':<20} {found.synchronising}  synchronised energy over energy"

@@ -139,7 +139,7 @@ def _run_lines(request: Request) -> Iterator[str]:
         if given
     ]
     if unfit:
-        raise ConfigError(f"{request.target} is a run, which goes on as it is: {', '.join(unfit)} is for recipes")
+        raise ConfigError(f"{request.target} is a run folder; these options need a recipe: {', '.join(unfit)}")
     assert request.target is not None
     run = load_run(request.target)
     rest = estimate_rest(run)
