@@ -9,6 +9,7 @@ from tests.runs.synthetic import SyntheticRun, finished_run
 
 from perjoule.core.errors import ConfigError
 from perjoule.measure.carbon.table import look_up
+from perjoule.report import wording
 from perjoule.report.carbon import NO_CURRENCY, Factors, segment_factors, with_carbon
 from perjoule.report.quantity import Quantity, Unavailable
 from perjoule.report.summary import summarize
@@ -129,6 +130,7 @@ def test_place_and_price_may_be_given_after_the_run(tmp_path: Path) -> None:
     assert alone.carbon_gco2e == summarize(run, ledger()).carbon_gco2e, "a price needs no place"
     assert isinstance(alone.price, Quantity) and alone.price.unit == NO_CURRENCY
     assert alone.price.value == pytest.approx(kwh * 0.5)
+    assert wording.leading(alone) == (*wording.LEADING, "price"), "what was asked for stands in front"
     assert isinstance(alone.water_l, Unavailable) and isinstance(alone.sheets[0].gco2e, Unavailable)
     wetter = summarize(with_carbon(run, ["carbon.water_l_per_kwh=2", "carbon.pue=1.5"]), ledger())
     assert isinstance(wetter.water_l, Quantity) and wetter.water_l.value == pytest.approx(kwh * 3)

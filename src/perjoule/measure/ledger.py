@@ -117,8 +117,8 @@ class Account:
         high_uj: upper end.
         buckets: in the order of the phases, then outside, monitor, unknown; those without time and energy left out.
         unread_s: seconds at the ends of the segment from which there is no reading; their energy is not in the total.
-        window_uj: energy between the beginning of the first and the end of the last step of the measured window; None if
-            there is no such step.
+        window_uj: energy from the beginning of the first to the end of the last step of the measured window; None
+            if there is no such step.
         window_steps: number of these steps.
         refresh_s: how often the sensor's value changes, as seen in the samples; None if it never did.
         scale: measured energy of the phases over what the calibration predicts; None without one.

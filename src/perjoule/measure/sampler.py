@@ -1,10 +1,10 @@
 """The sampler: reads the meters of one node while the trainer trains, in a process of its own.
 
 The process imports neither torch nor numpy, so that it is small and quick to start. It ends when the trainer asks, when
-the trainer's end of its standard input closes, when it has another parent, and it is killed by the kernel when
-the thread that started it dies (``PR_SET_PDEATHSIG``; only if that is the main thread, because other threads may end before the
-trainer does). Signals that a terminal or a scheduler sends to all processes of a job are left to the trainer: its last
-steps are metered as well.
+the trainer's end of its standard input closes, when it has another parent. The kernel kills it when the
+thread that started it dies (``PR_SET_PDEATHSIG``; only if that is the main thread, because other threads may end before
+the trainer does). Signals that a terminal or a scheduler sends to all processes of a job are left to the trainer: its
+last steps are metered as well.
 
 A sampler that fails costs readings, never training: it is started anew, and what lies between is ``unknown`` energy.
 """

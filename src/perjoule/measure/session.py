@@ -12,8 +12,8 @@
                 step.loss = loss.item()
     print(measured.ledger().total())
 
-Steps and phases may be left out: time in no phase is reported as ``outside``. A phase within another one is nested in it, here
-``attention`` in ``forward`` as ``forward/attention``. What a kill leaves behind is a readable run.
+Steps and phases may be left out: time in no phase is reported as ``outside``. A phase within another one is
+nested in it, here ``attention`` in ``forward`` as ``forward/attention``. What a kill leaves behind is a readable run.
 """
 
 from __future__ import annotations

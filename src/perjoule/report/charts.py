@@ -131,7 +131,7 @@ def step_time_chart(run: Run, summary: Summary) -> Chart:
     legend = (("c1", f"median {duration(spread.median_s)}"), ("c3", f"95th percentile {duration(spread.p95_s)}"))
     slow = int((seconds > np.quantile(seconds, 0.995)).sum())
     caption = (
-        f"number of steps; {slow:,} slower ones up to {duration(spread.max_s)} not drawn" if slow else "number of steps"
+        f"number of steps; not drawn: {slow:,} slower, up to {duration(spread.max_s)}" if slow else "number of steps"
     )
     return Chart("Time per step", svg, legend, caption)
 

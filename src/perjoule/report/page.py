@@ -123,7 +123,7 @@ def _warnings(warnings: Iterable[str]) -> str:
 
 def _tiles(summary: Summary) -> str:
     tiles = []
-    for name in wording.LEADING:
+    for name in wording.leading(summary):
         figure = getattr(summary, name)
         missing = isinstance(figure, Unavailable)
         value = "not available" if missing else wording.bare(figure).removesuffix(" tokens/s")
@@ -148,7 +148,7 @@ def _beneath(name: str, summary: Summary) -> str:
             return f"MFU {wording.show(summary.mfu_full)}, {wording.show(summary.flops_per_s)}"
         case "loss_validation":
             return f"perplexity {wording.show(summary.perplexity)}"
-        case "energy_j" | "carbon_gco2e":
+        case "energy_j" | "carbon_gco2e" | "water_l" | "price":
             figure = getattr(summary, name)
             return f"{figure.provenance}, 95 % interval {wording.interval(figure)}"
         case _:
@@ -164,7 +164,7 @@ def _phase_table(summary: Summary, colors: dict[str, str]) -> str:
 def _figure_table(summary: Summary) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td class=value>{escape(value)}</td>'
-        f"<td class=how>{escape(how)}</td></tr>"
+        f"<td class=how>{elements.prose(how)}</td></tr>"
         for name, value, how in wording.figure_rows(summary)
     )
     return f'<table class="card figures"><tbody>{rows}</tbody></table>'

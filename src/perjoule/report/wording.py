@@ -26,7 +26,7 @@ COMPARED = {
 }
 """The figures of a comparison, in order, with headings short enough for a terminal; energy has rows of its own."""
 LEADING = ("wall_s", "energy_j", "carbon_gco2e", "loss_validation", "tokens_per_s")
-"""The five figures that a report begins with."""
+"""The five figures that a report begins with; what somebody gave a factor for follows (:func:`leading`)."""
 BAR_CAPTION = "Mean over the steps of the measured window, evaluations and checkpoints included."
 NO_DIFFERENCE = "Every configuration value is the same."
 _SYMBOLS = {"J": "J", "W": "W", "FLOP/J": "FLOP/J", "FLOP/s": "FLOP/s", "l": "l", "gCO2e": "g CO2e"}
@@ -130,10 +130,15 @@ def figure_rows(summary: Summary) -> list[tuple[str, str, str]]:
     return [*rows[:before], ("Time per step", show(step), how), *rows[before:]]
 
 
+def leading(summary: Summary) -> tuple[str, ...]:
+    """Return the names of the figures that a report begins with: five, and price or water if a factor was given."""
+    return LEADING + tuple(name for name in IF_GIVEN if isinstance(getattr(summary, name), Quantity))
+
+
 def leading_rows(summary: Summary) -> list[tuple[str, str, str]]:
-    """Return (name, value, interval or reason) of the five figures that a report begins with."""
+    """Return (name, value, interval or reason) of the figures that a report begins with."""
     rows: list[tuple[str, str, str]] = []
-    for name in LEADING:
+    for name in leading(summary):
         figure: Figure = getattr(summary, name)
         beside = f"not available: {figure.reason}" if isinstance(figure, Unavailable) else ""
         if beside in (row[2] for row in rows):

@@ -34,7 +34,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 COMPILE_GAIN = 0.35
 """Share of the eager step that compiling saves, at least: measured 0.35 to 0.5 on language models (docs/log.md)."""
 _WORST = 5
-"""How many times longer a compilation took on a busy machine; a run that ends with its time or energy must not risk that."""
+"""How many times longer a compilation took on a busy machine, which a run with a limit must not risk."""
 _KNOWN_AFTER_S = 1.5
 COLD_COMPILE_S = 40.0
 """What a first compilation takes on two cores, measured 14 to 35 s (docs/log.md)."""
