@@ -15,7 +15,7 @@ import pytest
 from tests.system.tiny import Tiny, losses, run_of, write_corpus
 
 import perjoule
-from perjoule.cli import main, verbs
+from perjoule.cli import arguments, main, verbs
 from perjoule.cli.verbs import SHELVES
 from perjoule.config import yaml
 from perjoule.runs.folder import CONFIG, read_manifest
@@ -125,6 +125,20 @@ def test_a_signal_ends_any_verb_with_its_code(
     assert put_away == [number]
     assert signal.getsignal(number) is before
     assert capsys.readouterr().err == f"perjoule: stopped by {number.name}\n"
+
+
+@pytest.mark.parametrize("moment", ["build_parser", "split_command"])
+def test_a_signal_before_the_verb_began_ends_with_its_code(
+    moment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*words: object) -> None:
+        signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr(arguments, moment, interrupted)
+    before = signal.getsignal(signal.SIGHUP)
+    assert main(["ls", "models"]) == 129
+    assert signal.getsignal(signal.SIGHUP) is before
+    assert capsys.readouterr().err == "perjoule: stopped by SIGHUP\n"
 
 
 def test_a_signal_that_a_library_swallowed_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:

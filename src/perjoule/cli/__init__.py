@@ -65,11 +65,15 @@ def main(words: Sequence[str] | None = None) -> int:
         0 if it did what was asked; the error's code (core.errors) after a mistake; 128 plus the signal's number if a
         signal stopped it, or if nobody read what it printed (SIGPIPE); 70 after a fault of ours.
     """
-    with Signals() as signals, survivable() as out:
-        options = _parse(words)
-        out.required = verbs.only_prints(options)
-        code = _run(options, signals)
-        code = code or _lost(out, options)
+    try:
+        with Signals() as signals, survivable() as out:
+            options = _parse(words)
+            out.required = verbs.only_prints(options)
+            code = _run(options, signals)
+            code = code or _lost(out, options)
+    except Stopped as stopped:  # before the verb began, or while the end of another one was told
+        print(f"perjoule: stopped by {stopped}", file=sys.stderr)
+        return 128 + signal.Signals[str(stopped)]
     if words is None:
         for number in SIGNALS:  # nothing is left to be put away
             signal.signal(number, signal.SIG_DFL)
