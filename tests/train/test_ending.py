@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,19 @@ def test_what_is_monitored_may_change_when_a_run_goes_on(tiny: Tiny) -> None:
     resume(run, "stop.steps=8", "checkpoint.monitor=training_loss", "evaluate.every_steps=2", "checkpoint.keep=9")
     best = json.loads((run / CHECKPOINTS / "best.json").read_text(encoding="utf-8"))
     assert best["ranked_by"] == "lowest training_loss" and best["step"] in {6, 8}, "what came before was not ranked so"
+
+
+def test_a_mean_that_is_monitored_goes_on_over_a_resume(tiny: Tiny) -> None:
+    schedule = ("stop.steps=8", "evaluate.every_steps=4", "checkpoint.every_steps=2", "checkpoint.keep=9")
+    run = run_of(tiny.train(*schedule, "checkpoint.monitor=training_loss", "optimizer.lr=0.01"))
+    best = run / CHECKPOINTS / "best.json"
+    before = best.read_bytes()
+    shutil.rmtree(run / CHECKPOINTS / "00000008")  # as if killed behind step 6, between two evaluations
+    manifest = read_manifest(run)
+    (run / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}), encoding="utf-8")
+    resume(run)
+    assert json.loads(before)["step"] == 8
+    assert best.read_bytes() == before
 
 
 def test_what_is_not_logged_cannot_be_monitored(tiny: Tiny) -> None:
