@@ -253,7 +253,9 @@ def test_full_disk_in_a_shard_is_one_line_and_keeps_what_is_finished(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))  # as a full disk, but only for this process
     try:
-        with pytest.raises(CannotWrite, match=r"cannot write .*train-00003\.tokens\.bin.*: File too large; what is"):
+        with pytest.raises(
+            CannotWrite, match=r"cannot write .*train-00003\.tokens\.bin.*: File too large; finished work is kept"
+        ):
             run(rows, out, tokenizer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
