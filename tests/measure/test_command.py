@@ -148,7 +148,9 @@ def test_processes_that_run_already_are_followed_to_their_end(tmp_path: Path) ->
     assert segment(found)["followed"]["pids"] == [other.pid]
 
 
-@pytest.mark.parametrize(("pid", "why"), [(2**22 + 7, "no such process"), (os.getpid(), "that is this process")])
+@pytest.mark.parametrize(
+    ("pid", "why"), [(2**22 + 7, "no such process"), (os.getpid(), "that is this process")], ids=["none", "this"]
+)
 def test_only_other_processes_that_run_can_be_followed(pid: int, why: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"--pid {pid}: {why}"):
         follow([pid], config(tmp_path))
