@@ -73,8 +73,8 @@ def _values() -> Iterator[Case]:
     from perjoule import load
 
     for number, key in enumerate(load(None, "data.kind=stdlib").as_json()):
-        for value in (WRONG[number % len(WRONG)], WRONG[(number + 5) % len(WRONG)], WRONG[(number + 9) % len(WRONG)]):
-            yield Case(f"{key}={value[:12]!r}", ["train", "--dry-run", f"{key}={value}"], refused=False)
+        value = WRONG[number % len(WRONG)]
+        yield Case(f"{key}={value[:12]!r}", ["train", "--dry-run", f"{key}={value}"], refused=False)
     for override in (
         "model.dim=1e9", "data.tokenizer.vocab_size=1000000000", "batch.size=1000000000", "data.seq_len=1000000000", "model.num_layers=100000000",
         "stop.seconds=1h", "stop.energy=much", "stop.energy=-5J", "stop.energy=0", "stop.carbon=1 elephant", "stop.steps=-1", "stop.steps=1.5",
@@ -221,9 +221,8 @@ def _runs() -> Iterator[Case]:
     names = list(verbs)
     for number, pattern in enumerate(files):
         for offset, (harm, do) in enumerate(harms.items()):
-            for turn in range(2):
-                verb = names[(number + offset * 2 + turn * 3) % len(names)]
-                yield Case(f"{verb} {pattern} {harm}", verbs[verb], refused=False, prepare=_harmed(pattern, do))
+            verb = names[(number + offset * 2) % len(names)]
+            yield Case(f"{verb} {pattern} {harm}", verbs[verb], refused=False, prepare=_harmed(pattern, do))
     for key, value in {
         "segments": "x", "segments ": [], "status": 5, "version": 999, "schema": "zzz", "model": None, "data": [1], "name": "\x1b[31m", "config": 3, "reason": "\x1b]0;title\x07 \ud800",
     }.items():  # fmt: skip

@@ -1,4 +1,4 @@
-"""Six hundred bad inputs: no traceback, no abort, no hang, one line and a documented exit code."""
+"""Seven hundred bad inputs: no traceback, no abort, no hang, one line and a documented exit code."""
 
 import hashlib
 import shutil
