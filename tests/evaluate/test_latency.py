@@ -233,9 +233,9 @@ def test_thinking_is_done_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = build("ebt"), set()
     original = EBT._deliberate
 
-    def watched(self: Any, energy: Any, start: Any, decoding: Any, *rest: Any, **more: Any) -> Any:
+    def watched(self: Any, energy: Any, weight: Any, start: Any, decoding: Any, *rest: Any, **more: Any) -> Any:
         seen.add((decoding.steps, decoding.candidates))
-        return original(self, energy, start, decoding, *rest, **more)
+        return original(self, energy, weight, start, decoding, *rest, **more)
 
     monkeypatch.setattr(EBT, "_deliberate", watched)
     find(model, prompt_tokens=(4,), thinking={"steps": 3, "candidates": 2})

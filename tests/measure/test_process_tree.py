@@ -203,4 +203,7 @@ def test_memory_of_a_tree_is_that_of_all_its_processes(start: Start) -> None:
     assert used is not None and 40e6 < used < 90e6
     run.communicate(timeout=20)
     assert memory.read_bytes() is None
-    assert ResidentMemory((), os.getpid()).read_bytes() == 0
+    alone = start("import sys; print('ready', flush=True); sys.stdin.read()")
+    assert line(alone) == b"ready\n"
+    assert ResidentMemory((), alone.pid).read_bytes() == 0
+    alone.communicate(timeout=20)

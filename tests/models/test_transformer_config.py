@@ -111,8 +111,8 @@ def test_mistake_in_the_config_is_one_clear_line(overrides: list[str], message: 
 
 
 def test_unknown_preset_is_refused_in_python_too() -> None:
-    with pytest.raises(ValidationError, match="unknown preset '9b': did you mean '8b'"):
-        TransformerConfig(preset="9b")
+    with pytest.raises(ValidationError, match="unknown preset 'medum': did you mean 'medium'"):
+        TransformerConfig(preset="medum")
 
 
 @pytest.mark.parametrize(

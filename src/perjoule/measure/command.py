@@ -187,6 +187,7 @@ class _Program(Measurement):
     def run_command(self, path: str) -> Followed:
         """Start the program and wait for its end."""
         begun_s = time.monotonic()
+        others = descendants((os.getpid(),))  # the sampler, and what a caller of this function had started
         self._mark(BEGIN)
         try:
             pid = os.posix_spawn(path, self._command, os.environ, setsigmask=(), setsigdef=(signal.SIGPIPE,))
@@ -200,7 +201,7 @@ class _Program(Measurement):
             code = os.waitstatus_to_exitcode(status) if ended else None
         self._reap_orphans(pid)  # those that the program itself had not waited for
         self._mark(END)
-        if left := descendants((os.getpid(),)) - {self._sampler.pid}:
+        if left := descendants((os.getpid(),)) - others:
             self._note(f"{len(left)} processes that the command started still run: what they use now is not metered")
         name = f"{signal.Signals(-code).name} ended it" if code < 0 else f"exit code {code}"
         how = folder.FINISHED if code == 0 else folder.FAILED

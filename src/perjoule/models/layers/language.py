@@ -134,6 +134,8 @@ class LanguageModel(nn.Module, ABC):
         self.dropout, self.norm = dropout_layer(config.dropout), norm()
         # Tied weights are one parameter in one module: two modules that share it come apart in `to_empty`.
         self.output = None if config.tie_embeddings else nn.Linear(config.dim, vocab_size, bias=False)
+        drops = (config.dropout, config.activation_dropout, getattr(config, "attention_dropout", 0.0))
+        self.draws = max(drops) > 0  # here, because pydantic's lookup of a missing field cannot be compiled
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -193,11 +195,10 @@ class LanguageModel(nn.Module, ABC):
             ConfigError: if the sequence is longer than the positions that the model was built for.
         """
         x = self.dropout(embed(self.embedding, input_ids))
-        places, config = self.places(x, documents), self.config
-        draws = config.dropout > 0 or config.activation_dropout > 0 or getattr(config, "attention_dropout", 0) > 0
+        places = self.places(x, documents)
         for block in self.blocks:
-            if config.activation_checkpointing and self.training:
-                x = checkpoint(block, x, places, use_reentrant=False, preserve_rng_state=draws)
+            if self.config.activation_checkpointing and self.training:
+                x = checkpoint(block, x, places, use_reentrant=False, preserve_rng_state=self.draws)
             else:
                 x = block(x, places)
         normalised: Tensor = self.norm(x)
