@@ -124,7 +124,7 @@ def test_null_and_binary_cells_are_left_out_and_counted(tiny: Tiny, tmp_path: Pa
 def test_a_binary_file_is_no_document(refuse: Refuse, tmp_path: Path) -> None:
     (tmp_path / "image.txt").write_bytes(bytes(range(256)) * 10)
     line = refuse.train(6, f"data.path={tmp_path / 'image.txt'}")
-    assert line == f"no documents in 1 files of {tmp_path}; skipped: 1 not_utf8"
+    assert line == f"no documents in 1 files of {tmp_path}; skipped: 1 not_text"
 
 
 def test_a_text_shorter_than_a_row_says_what_fits(refuse: Refuse, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ C = TypeVar("C", bound=Config)
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 PYTHON = "Python"
+_MOST_SHOWN = 20
+"""Mistakes that are listed one by one; a file of another kind has thousands."""
 """The source of what was not read by :func:`load`."""
 _SHORT = ""
 """Stands for the key that a bare word fills: ``kind`` of a component, ``preset`` of a section with presets."""
@@ -100,7 +102,9 @@ def load(cls: type[C], recipe: Path | None = None, overrides: Sequence[str] = ()
         where = str(recipe) if recipe else "the configuration"
         if len(problems.lines) == 1:
             raise ConfigError(problems.lines[0])
-        listing = "\n  ".join(problems.lines)
+        more = len(problems.lines) - _MOST_SHOWN
+        shown = [*problems.lines[:_MOST_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+        listing = "\n  ".join(shown)
         raise ConfigError(f"{where} has {len(problems.lines)} mistakes:\n  {listing}")
     leaves = flatten(config.model_dump(mode="json"))
     return Resolved(config, {key: sources.get(key, DEFAULT) for key in leaves})

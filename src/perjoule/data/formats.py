@@ -40,7 +40,7 @@ _BATCH_BYTES = 4 << 20
 _CHUNK_BYTES = 64 << 20
 _HARMLESS_BYTES = 64 << 20
 """What any file may grow to, however well it was compressed."""
-_LONGEST_LINE_BYTES = 4 << 30
+_LONGEST_LINE_BYTES = 512 << 20
 _MEMORY_FACTOR = 6
 """A document is in memory as bytes, as text of up to four bytes a character, and once more while it is encoded."""
 

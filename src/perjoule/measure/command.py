@@ -64,7 +64,7 @@ class NotExecutable(CommandError):
 class MeasureConfig(Config):
     """What ``perjoule measure`` leaves, and what it reads."""
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
     """Name of the run folder; made of the command and the time if not given."""
     runs: Path = Path("runs")
     """The folder of the run folders."""

@@ -181,8 +181,8 @@ class TrainConfig(Config):
 
     name: str | None = Field(
         default=None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        json_schema_extra={"accepted": "letters, digits, '.', '_' and '-', a letter or digit first"},
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$",
+        json_schema_extra={"accepted": "letters, digits, '.', '_' and '-', a letter or digit first, at most 200"},
     )
     """Name of the run folder; None: the recipe's name, the time and four random digits."""
     runs: Path = Path("runs")

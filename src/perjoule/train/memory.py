@@ -18,7 +18,7 @@ from perjoule.measure.contract import Meter, Unavailable
 _BYTES_PER_WEIGHT = 16
 """Weight, gradient and the two moments of Adam, in float32."""
 _HINTS = "can't allocate memory", "DefaultCPUAllocator", "not enough memory", "out of memory", "Cannot allocate memory"
-_MOST_BUILDING_S = 8.0
+_MOST_BUILDING_S = 4.0
 """CPU time; a model of thousands of layers is described in less."""
 _TOO_LARGE = "overflow", "invalid shape", "too large", "exceeds", "Trying to create tensor with negative dimension"
 
