@@ -98,3 +98,11 @@ def test_messages_say_what_is_accepted_in_words(override: str, accepted: str) ->
     assert override.partition("=")[0] in str(caught.value) and accepted in str(caught.value)
     for word in ("pattern", "instance", "valid string", "Path"):
         assert word not in str(caught.value)
+
+
+def test_a_file_of_another_kind_is_not_listed_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("".join(f"k{number}: 1\n" for number in range(500)))
+    with pytest.raises(ConfigError, match="has 500 mistakes") as caught:
+        load(TrainConfig, tmp_path / "x.yaml")
+    assert str(caught.value).endswith("\n  and 480 more")
+    assert len(str(caught.value)) < 10_000

@@ -102,7 +102,10 @@ def test_dumped_config_is_a_recipe_of_the_same_config(tmp_path: Path) -> None:
             "schedule.horizon_steps",
         ),
         (["device=gpu"], "device: must be cpu, cuda, or cuda and a number, such as cuda:1"),
-        (["name=../x"], "name: must be letters, digits, '.', '_' and '-', a letter or digit first, at most 200, not '../x'"),
+        (
+            ["name=../x"],
+            "name: must be letters, digits, '.', '_' and '-', a letter or digit first, at most 200, not '../x'",
+        ),
         (["optimizer.lr=0"], "optimizer.lr: must be greater than 0, not 0"),
         (["optimizer.kind=adam"], "optimizer.kind: 'adam' is not accepted: did you mean 'adamw'? (accepted: adamw)"),
         *(

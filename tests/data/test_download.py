@@ -699,3 +699,10 @@ def test_settings_that_cannot_be_are_refused() -> None:
         DownloadConfig(name="../x.txt")
     config = DownloadConfig.model_validate({"files": "a/*.txt", "documents": [".py", "*.rst"]})
     assert (config.files, config.documents) == (("a/*.txt",), ("*.py", "*.rst"))
+
+
+def test_a_folder_is_not_copied_into_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    with pytest.raises(DataError, match="is the source itself; choose another folder"):
+        download(str(tmp_path), tmp_path / "." / "", DownloadConfig(), print)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

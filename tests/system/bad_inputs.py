@@ -111,7 +111,7 @@ def _settings() -> Iterator[Case]:
         "estimate --budget 5 parsecs", "estimate --device-sheet none.yaml", "estimate --device-sheet /dev/null",
         "data", "data download", "data download none @HERE/c", "data download ftp://127.0.0.1/x @HERE/c", "data download http://127.0.0.1:9/x @HERE/c", "data download https://127.0.0.1:9/x @HERE/c",
         "data download file:///etc/passwd @HERE/c", "data download hf: @HERE/c", "data download hf:../../x @HERE/c", "data download stdlib /proc/c", "data download https://127.0.0.1:9/x @HERE/c sha256=zz",
-        "data download @CORPUS @CORPUS", "data download @CORPUS @CORPUS/inside", "data split @CORPUS @CORPUS", "data split none @HERE/s", "data split @CORPUS /proc/s", "data split @CORPUS @HERE/s fractions.train=2",
+        "data download @CORPUS @CORPUS", "data split @CORPUS @CORPUS", "data split none @HERE/s", "data split @CORPUS /proc/s", "data split @CORPUS @HERE/s fractions.train=2",
         "data split @CORPUS @HERE/s fractions.train=0", "data split @CORPUS @HERE/s engine=spark", 
         "data split @CORPUS @HERE/s engine=dask scheduler=tcp://127.0.0.1:9", "data tokenize @CORPUS @HERE/t", "data tokenize @CORPUS @HERE/t tokenizer=none.json", "data tokenize @CORPUS @HERE/t tokenizer=/dev/null",
         "data tokenize @CORPUS @CORPUS tokenizer=none.json", "data tokenize @CORPUS @HERE/t tokenizer=@CORPUS/00.txt", "data tokenize none @HERE/t tokenizer=none.json",

@@ -69,7 +69,7 @@ def _fault(case: Case, forks: Forks, here: Path, corpus: Path, trained: Path) ->
     lines = [line for line in ended.err.splitlines() if line.startswith(("perjoule: ", "usage: ", "perjoule "))]
     if ended.code in DOCUMENTED and not lines:
         return f"exit code {ended.code} without a line: {ended.err[-300:]}"
-    if len(ended.err) > 3000:
+    if len(ended.err) > 8000:
         return f"{len(ended.err)} characters of errors: {ended.err[:300]}"
     return None
 

@@ -59,3 +59,10 @@ def test_memory_that_was_not_enough_is_one_line_and_the_run_says_so(
 def test_another_error_stays_what_it_is() -> None:
     error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     assert explained(error, 4, 1) is error
+
+
+@pytest.mark.parametrize("size", [1_000_000_000, 10**15])
+def test_a_batch_whose_ids_alone_do_not_fit_is_refused(tiny: Tiny, size: int) -> None:
+    with pytest.raises(ConfigError, match=r"batch\.size: [\d,]+ samples .* accepted: less than [\d,]+"):
+        tiny.train(f"batch.size={size}", "name=huge")
+    assert not (tiny.runs / "huge").exists()

@@ -105,6 +105,9 @@ def nearest(name: str, accepted: Iterable[str]) -> str | None:
     candidates = {_plain(candidate): candidate for candidate in accepted}
     if plain in candidates:
         return candidates[plain]
+    anagrams = [candidate for one, candidate in candidates.items() if sorted(one) == sorted(plain)]
+    if len(anagrams) == 1:
+        return anagrams[0]  # two letters that changed places, as in "dmi"
     within = [candidate for candidate in candidates.values() if plain in re.split(r"[\W_]+", candidate.lower())]
     if len(within) == 1:
         return within[0]

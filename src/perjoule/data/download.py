@@ -109,9 +109,8 @@ def download(source: str, folder: Path, config: DownloadConfig, say: Callable[[s
     """
     if source.startswith("hf://datasets/"):
         source = HUB + source.removeprefix("hf://datasets/")
-    origin, target = Path(source).resolve(), folder.resolve()
-    if origin.is_dir() and (target == origin or origin in target.parents):
-        raise DataError(f"{folder} lies in {source}, which is to be copied into it; choose a folder outside of it")
+    if Path(source).is_dir() and Path(source).resolve() == folder.resolve():
+        raise DataError(f"{folder} is the source itself; choose another folder")
     with exclusive(folder) as work, writing(folder):
         record = _record(folder)
         settings = config.model_dump(

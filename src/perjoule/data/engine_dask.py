@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
+from urllib.parse import urlsplit
 
 from perjoule.core.errors import DataError, MissingExtra, PerjouleError
 from perjoule.core.files import temporary_folder
@@ -25,6 +27,13 @@ _CONNECT_S = 60
 _ANSWER_S = 20
 _AHEAD = 3
 """Units handed to the scheduler for each thread of the cluster: enough to never wait, little to take back."""
+
+
+def _check_listener(address: str) -> None:
+    """Raise an OSError at once where nothing listens: Dask tries again for a minute, and for two as it gives up."""
+    place = urlsplit(address)
+    if place.scheme in {"tcp", "tls"} and place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=_ANSWER_S / 4).close()
 
 
 def run_dask(client: Any, work: Work, jobs: Sequence[Job], report: Report) -> None:
@@ -104,6 +113,7 @@ def connected(scheduler: str, workers: int, options: Mapping[str, Any]) -> Itera
                 check_submission(cluster.job_script())
                 cluster.scale(jobs=workers)
             else:
+                _check_listener(scheduler)
                 cluster = scheduler
             client = closing.enter_context(distributed.Client(cluster, timeout=_CONNECT_S, set_as_default=False))
         except (OSError, ValueError, TypeError) as error:

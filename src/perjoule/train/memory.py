@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -66,6 +67,26 @@ def check_fit(config: Any, shape: Any, device: torch.device) -> None:
         return
     finally:
         hook.remove()
+
+
+def check_batch(size: int, accumulation: int, shape: Mapping[str, int]) -> None:
+    """Refuse a micro-batch whose ids and labels alone do not fit, before it is drawn.
+
+    Args:
+        size: samples of a step.
+        accumulation: micro-batches of a step.
+        shape: sizes of the data.
+
+    Raises:
+        ConfigError: naming how many samples fit.
+    """
+    there, sample_bytes = available_bytes(), 2 * 8 * shape.get("seq_len", 1)
+    if size // accumulation * sample_bytes > there:
+        raise ConfigError(
+            f"batch.size: {size:,} samples in {accumulation:,} micro-batches need "
+            f"{byte_size(size // accumulation * sample_bytes)} for ids and labels alone, and this machine (or its "
+            f"container) has {byte_size(there)} left; accepted: less than {there // sample_bytes * accumulation:,}"
+        )
 
 
 class _TooLargeError(Exception):

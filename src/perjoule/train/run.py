@@ -40,7 +40,7 @@ from perjoule.train.gradients import BlockGradients
 from perjoule.train.identity import changed_sections, check_same_data, check_same_run, data_facts, model_facts
 from perjoule.train.job import Job
 from perjoule.train.loop import Loop
-from perjoule.train.memory import check_fit, explained
+from perjoule.train.memory import check_batch, check_fit, explained
 from perjoule.train.optimizer import Clipper
 from perjoule.train.resuming import TrainResult, backend_config, finished_before, say_done, was_finished
 from perjoule.train.session import Session
@@ -173,6 +173,7 @@ class _Assembly:
     def _build_model(self, data: DataSet, backend: Backend) -> nn.Module:
         """Build the module from its own random stream, in the chosen type, with the given weights."""
         config = self.config
+        check_batch(config.batch.size, config.batch.accumulation, data.shape)
         check_fit(config.model, data.shape, backend.device)
         torch.manual_seed(derive(config.seed, "model"))
         module: nn.Module = config.model.build(data.shape)  # type: ignore[attr-defined]
