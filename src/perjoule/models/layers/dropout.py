@@ -10,21 +10,25 @@ Srivastava et al., Dropout: A Simple Way to Prevent Neural Networks from Overfit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 """A share of numbers."""
 
 
-def dropout_layer(rate: float) -> nn.Module:
-    """Return a layer that drops this share while training; at 0 one that does nothing at all."""
-    return nn.Dropout(rate) if rate > 0 else nn.Identity()
+def dropout_layer(rate: float) -> Callable[[Tensor], Tensor]:
+    """Return a layer that drops this share while training; at 0 a function, called faster than one."""
+    return nn.Dropout(rate) if rate > 0 else _unchanged
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 @contextmanager
