@@ -335,3 +335,12 @@ def test_freed_memory_goes_back_where_the_c_library_can(monkeypatch: pytest.Monk
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     give_back_memory()
     assert kept_bytes == [0]
+
+
+def test_a_library_that_takes_the_interrupt_for_itself_does_not_keep_it() -> None:
+    program = (
+        "import signal; from perjoule.data.engine_dask import _imported; before = signal.getsignal(signal.SIGINT); "
+        "_imported('dask_jobqueue'); print(signal.getsignal(signal.SIGINT) is before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -168,7 +168,7 @@ def test_read_out_is_the_gradient_at_the_distribution() -> None:
     ("settings", "message"),
     [
         ({"steps": 3, "max_steps": 2}, "2 is below steps 3; accepted: null or at least 3"),
-        ({"preset": "s3"}, "unknown preset 's3': did you mean 's"),
+        ({"preset": "s3"}, "unknown preset 's3': accepted: s1, s2"),
     ],
 )
 def test_impossible_thinking_is_refused(settings: dict[str, Any], message: str) -> None:

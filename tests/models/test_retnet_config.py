@@ -94,7 +94,7 @@ def test_dumped_config_loads_to_an_equal_one() -> None:
         (["dim=-256"], r"dim: must be greater than 0, not -256"),
         (["num_layers=0"], r"num_layers: must be greater than 0, not 0"),
         (["chunk_len=0"], r"chunk_len: must be greater than 0, not 0"),
-        (["preset=basic"], r"preset: .*'basic'.* did you mean 'base'\?"),
+        (["preset=bsae"], r"preset: .*'bsae'.* did you mean 'base'\?"),
         (["retention=chunk"], r"retention: .*'chunk'.*chunkwise"),
         (["decay=fast"], r"decay: .*'fast'.*halving"),
         (["positions=rope"], r"positions: .*'rope'.*rotation"),

@@ -77,7 +77,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if words is None:
         for number in SIGNALS:  # nothing is left to be put away
             signal.signal(number, signal.SIG_DFL)
-        if options.verb is verbs.train and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if options.verb is verbs.train and os.environ.get("WORLD_SIZE", "1") != "1":
             # DistributedDataParallel keeps its group's native threads alive. One that wants the interpreter for its
             # last tensor while the interpreter is being taken down aborts the process, whose work is done.
             os._exit(code)

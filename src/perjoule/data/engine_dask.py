@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -175,8 +176,15 @@ def _distributed() -> Any:
 
 
 def _imported(name: str) -> Any:
-    """Import a library of the extra ``dask``; none of them has types."""
+    """Import a library of the extra ``dask``; none of them has types.
+
+    dask-jobqueue takes SIGINT for itself as it is imported, and ends the process with code 0: our handler is put back.
+    """
+    before = signal.getsignal(signal.SIGINT)
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingExtra(f"engine=dask needs {name}; install it with pip install 'perjoule[dask]'") from error
+    finally:
+        if signal.getsignal(signal.SIGINT) is not before and before is not None:
+            signal.signal(signal.SIGINT, before)

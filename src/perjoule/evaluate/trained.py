@@ -134,6 +134,8 @@ def _read_config(run: Path) -> dict[str, Any]:
         loaded: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), str(path)).data
     except (OSError, UnicodeDecodeError) as error:
         raise RunFolderError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not loaded:
+        raise RunFolderError(f"{path} is empty; accepted: the configuration that the run was trained with")
     if not isinstance(loaded.get("model"), dict):
         raise RunFolderError(
             f"{run} holds a measurement of a program that trained its own model: there is no model of ours to load; "

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from perjoule.core.errors import PerjouleError
+from perjoule.core.errors import ConfigError, PerjouleError
 
 T = TypeVar("T")
 
@@ -37,13 +37,19 @@ class Ranks:
     @classmethod
     def join(cls, device: str) -> Ranks:
         """Read torchrun's environment and join the process group (gloo on CPUs, NCCL on GPUs)."""
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        world_size = _number("WORLD_SIZE", 1)
         if world_size == 1:
             return cls()
+        local_world_size, local_rank = _number("LOCAL_WORLD_SIZE", world_size), _number("LOCAL_RANK", 0)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
-        return cls(dist.get_rank(), world_size, int(os.environ.get("LOCAL_RANK", "0")), local_world_size)
+            try:
+                dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            except ValueError as error:  # a variable of torchrun's is missing or is no number
+                raise ConfigError(
+                    f"WORLD_SIZE={world_size} in the environment: {str(error).splitlines()[0]}; accepted: the "
+                    "variables that torchrun sets, or none of them"
+                ) from error
+        return cls(dist.get_rank(), world_size, local_rank, local_world_size)
 
     @property
     def leads(self) -> bool:
@@ -114,3 +120,15 @@ class Ranks:
         """Leave the process group."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _number(variable: str, default: int) -> int:
+    """Read a count or a rank that torchrun sets.
+
+    Raises:
+        ConfigError: if it is set to something else.
+    """
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise ConfigError(f"{variable}={text!r} in the environment: must be a number, as torchrun sets it, or not set")
+    return int(text)
