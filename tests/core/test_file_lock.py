@@ -120,14 +120,19 @@ def test_without_locks_a_holder_elsewhere_counts_until_the_caller_knows_better(t
 def test_without_locks_a_living_holder_is_waited_for(tmp_path: Path) -> None:
     lock = take(tmp_path / "lock")
     threading.Timer(0.05, lock.release).start()
-    take(tmp_path / "lock", wait=True).release()
+    mine = take(tmp_path / "lock", wait=True)
+    assert is_held(tmp_path / "lock")
+    mine.release()
+    assert not is_held(tmp_path / "lock")
 
 
 @pytest.mark.usefixtures("no_locks")
 @pytest.mark.parametrize("rest", ["", "{", json.dumps({"pid": "x"})])
 def test_without_locks_a_name_that_cannot_be_read_is_not_waited_for_for_ever(tmp_path: Path, rest: str) -> None:
     (tmp_path / ".lock.holder").write_text(rest, encoding="utf-8")
-    take(tmp_path / "lock").release()
+    mine = take(tmp_path / "lock")
+    assert (tmp_path / ".lock.holder").read_text(encoding="utf-8") == Holder.here().text()
+    mine.release()
 
 
 def test_a_file_that_cannot_be_opened_is_an_error_and_not_held(tmp_path: Path) -> None:

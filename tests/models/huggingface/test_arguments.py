@@ -177,3 +177,8 @@ def test_more_tokens_than_positions_are_refused_before_one_is_written(kind: str)
     ):
         model.generate(tokens(1, 20), max_new_tokens=6)
     assert model.generate(tokens(1, 20), max_new_tokens=5).shape == (1, 25)
+
+
+def test_an_ebt_has_no_output_matrix_to_replace() -> None:
+    with pytest.raises(ConfigError, match="no output matrix"):
+        new_model("ebt").set_output_embeddings(torch.nn.Linear(4, 4))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 
 from perjoule.config import Config
+from perjoule.core.errors import ConfigError
 from perjoule.core.labels import IGNORED
 from perjoule.models.contract import Output
 from perjoule.models.ebt import EBTConfig
@@ -86,6 +87,14 @@ class EBTForCausalLM(PerjouleForCausalLM, GenerationMixin):
 
     def get_output_embeddings(self) -> None:
         """Return nothing: an EBT has no output matrix, and reads its logits out through the candidates' embedding."""
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Refuse: there is nothing to replace.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("an EBT has no output matrix; accepted: set_input_embeddings")
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
